@@ -1,0 +1,43 @@
+# make demo    set up, export the demo model, draw a scene, describe it
+# make test    set up, then everything that must pass: lint, format, types, all tests
+# make check   the same without the slow tests, for while you work
+# make clean   remove all that make made
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for python in python3.11 python3; do $$python --version >/dev/null 2>&1 && echo $$python && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := build/demo
+
+.PHONY: demo test check clean lint
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/himix-edge export --output $(DEMO)/bundle
+	$(BIN)/himix-edge scene -o $(DEMO)/scene.png --seed 7
+	$(BIN)/himix-edge run --bundle $(DEMO)/bundle $(DEMO)/scene.png "describe"
+	@echo "The picture is $(DEMO)/scene.png"
+
+test: lint
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -q -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Made once, and again when the requirements change.
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with $(PYTHON): torch is large, this takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
