@@ -1,0 +1,246 @@
+"""What a HiMix model is, as data: frozen, checked when made, and free of any framework.
+
+Field names are Hugging Face's wherever it has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from himix_edge.errors import ConfigError, closest
+
+Design = Literal["himix", "uniform", "hierarchical", "vanilla"]
+ResizeMode = Literal["squash", "crop"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From an image of any size to `pixel_values`.
+
+    Attributes:
+        resize: "squash" to a square whatever the shape (SigLIP), or "crop": the shorter edge
+            resized to `image_size`, then the centre cut out (CLIP).
+        resample: Pillow's name of the filter.
+        image_mean, image_std: per channel, on values in 0..1.
+    """
+
+    image_size: int
+    resize: ResizeMode = "crop"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        _positive(self, "image_size")
+        if not all(0 < value < math.inf for value in self.image_std):
+            raise ConfigError(
+                "image_std is off", expected="positive numbers", found=_shown(self.image_std)
+            )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP-type vision transformer (HF: CLIPVisionConfig).
+
+    Attributes:
+        feature_layer: whose hidden state are the vision features X_v, counted as HF counts
+            `hidden_states`: -1 is the last layer's, -2 the one before, as in LLaVA.
+    """
+
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    feature_layer: int = -1
+
+    def __post_init__(self) -> None:
+        _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps")
+        _divides("image_size", self.image_size, "patch_size", self.patch_size)
+        _divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if not -self.num_hidden_layers <= self.feature_layer <= -1:
+            raise ConfigError(
+                "feature_layer is off",
+                expected=f"-{self.num_hidden_layers} to -1",
+                found=str(self.feature_layer),
+            )
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N: the patch tokens; the class token is no part of X_v."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder of the Llama / Qwen2 family (HF: LlamaConfig, Qwen2Config)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    attention_bias: bool = False  # on q, k and v: Qwen2
+    tie_word_embeddings: bool = True
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _positive(self, "max_position_embeddings", "rms_norm_eps", "rope_theta")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        _divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)
+        _divides("head_dim", self.head_dim, "a rotary pair", 2)
+
+
+@dataclass(frozen=True)
+class HiMixConfig:
+    """A whole model: the encoder, the decoder, and how the image reaches the decoder.
+
+    Attributes:
+        design: "himix" (paper 3.2), "uniform" (figure 4a), "hierarchical" (figure 4b), or
+            "vanilla" (3.1).
+    """
+
+    vision: VisionConfig
+    decoder: DecoderConfig
+    preprocess: PreprocessConfig
+    design: Design = "himix"
+
+    def __post_init__(self) -> None:
+        if self.preprocess.image_size != self.vision.image_size:
+            raise ConfigError(
+                "preprocess.image_size is off",
+                expected=f"the encoder's {self.vision.image_size}",
+                found=str(self.preprocess.image_size),
+            )
+        if self.max_text_tokens < 1:
+            raise ConfigError(
+                "decoder.max_position_embeddings is off",
+                expected=f"more than the {self.text_offset} that the image takes",
+                found=str(self.decoder.max_position_embeddings),
+            )
+
+    @property
+    def text_offset(self) -> int:
+        """Rotary position of the first text token: 0, or N where image tokens take the first N."""
+        return self.vision.num_image_tokens if self.design == "vanilla" else 0
+
+    @property
+    def max_text_tokens(self) -> int:
+        """How many text tokens, question and answer together, the positions suffice for."""
+        return self.decoder.max_position_embeddings - self.text_offset
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HiMixConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown, missing, mistyped or impossible field.
+        """
+        return dataclass_from_dict(cls, data)
+
+
+def dataclass_from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Builds a (nested) dataclass from plain JSON data, and accepts nothing it doesn't know.
+
+    Args:
+        cls: the dataclass; its fields are numbers, strings, literals, tuples or dataclasses.
+        data: what `dataclasses.asdict` gave, perhaps by way of JSON.
+        where: the path of `data` within the whole, for error messages.
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped field, by its full name.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"{where.rstrip('.') or cls.__name__} is off", expected="an object", found=_shown(data)
+        )
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise ConfigError(
+                f"unknown key {f'{where}{key}'!r} in {cls.__name__}", fix=closest(str(key), fields)
+            )
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in data
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__} lacks {', '.join(where + name for name in missing)}")
+    values = {key: _typed(hints[key], value, f"{where}{key}") for key, value in data.items()}
+    return cls(**values)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names, or a ConfigError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return dataclass_from_dict(typing.cast(type, hint), value, f"{where}.")
+    if origin is Literal:
+        if value in arguments:
+            return value
+        near = closest(str(value), [str(argument) for argument in arguments])
+        raise ConfigError(f"{where} can't be {value!r}", fix=near)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return {
+            str(key): _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()
+        }
+    elif hint is Any:
+        return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer beyond all floats
+            return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is off", expected=_hint_name(hint), found=_shown(value))
+
+
+def _hint_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 < (value := getattr(config, name)) < math.inf:
+            raise ConfigError(f"{name} is off", expected="a positive number", found=str(value))
+
+
+def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    if part < 1 or whole < 1 or whole % part:
+        raise ConfigError(
+            f"{whole_name} is off",
+            expected=f"a positive multiple of {part_name} ({part})",
+            found=str(whole),
+        )

@@ -1,0 +1,179 @@
+"""The contract between export and runtime: tensor names, shapes, dtypes, and the manifest.
+
+    vision.onnx    pixel_values [B, 3, H, W]
+                   -> present.{i}.key, present.{i}.value [B, Hkv, N, D], one pair a layer
+    decoder.onnx   input_ids [B, M], position_ids [B, M],
+                   past_key_values.{i}.key, past_key_values.{i}.value [B, Hkv, P, D]
+                   -> logits [B, 1, V] of the last token,
+                      present.{i}.key, present.{i}.value [B, Hkv, P + M, D]
+
+A HiMix decoder is a stock causal decoder whose first N cache slots were written by the vision side;
+the text token in slot N + t stands at rotary position `text_offset + t`. The names are those of
+ONNX Runtime GenAI. What vision calls present, the decoder's first step calls past.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from himix_edge.config import HiMixConfig, dataclass_from_dict
+from himix_edge.errors import BundleError, ConfigError
+from himix_edge.files import sha256_of
+
+PIXEL_VALUES = "pixel_values"
+INPUT_IDS = "input_ids"
+POSITION_IDS = "position_ids"
+LOGITS = "logits"
+
+MANIFEST = "manifest.json"
+VISION_GRAPH = "vision.onnx"
+DECODER_GRAPH = "decoder.onnx"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+PREPROCESSOR = "preprocessor.json"
+MODEL_CARD = "README.md"
+
+SCHEMA_VERSION = 1
+Dialect = Literal["portable"]
+
+
+def past_names(layers: int) -> list[str]:
+    """Key and value of every layer, in the order in which graphs take them."""
+    return [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+
+
+def present_names(layers: int) -> list[str]:
+    """Key and value of every layer, in the order in which graphs give them."""
+    return [f"present.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What stands around a user's words, the cue for the answer included."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The chat template, taken apart when exported, so that a device needs no template engine.
+
+    Attributes:
+        first: around the first question of a conversation; a system prompt is part of `before`.
+        next: around every later one; `before` also closes the answer that precedes it.
+    """
+
+    first: Turn
+    next: Turn
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the bundle must be: its sha256 in hexadecimal, its size in bytes."""
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        return cls(sha256_of(path), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: all that a runtime needs to know of a bundle before it opens a graph.
+
+    Attributes:
+        name: whose model it is, for people.
+        notice: what whoever reads an answer should know of the model ("" if nothing).
+        dialect: the family of runtimes that the decoder graph is for.
+        dtype: of the graphs' floating point inputs and outputs.
+        files: every other file of the bundle, by its path within it.
+        tools: the versions of the packages that made it.
+        parity: how close the graphs came to the model: figures by name.
+    """
+
+    schema_version: int
+    name: str
+    notice: str
+    dialect: Dialect
+    dtype: Literal["float32"]
+    config: HiMixConfig
+    chat: Chat
+    files: dict[str, FileRecord]
+    tools: dict[str, str]
+    parity: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`; its last field seals all the others."""
+        body = dataclasses.asdict(self)
+        return json.dumps({**body, "seal": _seal(body)}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, bundle: Path) -> Manifest:
+        """Reads the manifest of a bundle folder; `check_files` then checks the rest of it.
+
+        Raises:
+            BundleError: no bundle there, a corrupt manifest, or one of another schema version.
+        """
+        path = bundle / MANIFEST
+        if not path.is_file():
+            raise BundleError(
+                f"{bundle} is not a bundle",
+                expected=f"a folder with a {MANIFEST}",
+                found="none" if bundle.is_dir() else "no such folder",
+                fix="make one with: himix-edge export --output FOLDER",
+            )
+        try:
+            body = json.loads(path.read_bytes())
+            seal = body.pop("seal")
+            version = body["schema_version"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _corrupt(path, "sealed JSON", f"{type(error).__name__}: {error}") from error
+        if _seal(body) != seal:
+            raise _corrupt(path, f"content with the seal {str(seal)[:12]}", _seal(body)[:12])
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{bundle} was made by another version of himix-edge",
+                expected=f"manifest schema {SCHEMA_VERSION}",
+                found=str(version),
+                fix="export it again with this version",
+            )
+        try:
+            return dataclass_from_dict(cls, body)
+        except ConfigError as error:
+            raise _corrupt(path, "this version's fields", str(error)) from error
+
+    def check_files(self, bundle: Path) -> None:
+        """Compares every file of the bundle with its record.
+
+        Raises:
+            BundleError: a file that is missing or differs.
+        """
+        for name, record in self.files.items():
+            path = bundle / name
+            if not path.is_file():
+                raise _corrupt(path, f"{record.size} bytes", "no such file")
+            if (size := path.stat().st_size) != record.size:
+                raise _corrupt(path, f"{record.size} bytes", f"{size} bytes")
+            if (digest := sha256_of(path)) != record.sha256:
+                raise _corrupt(path, f"sha256 {record.sha256[:12]}", digest[:12])
+
+
+def _seal(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, expected: str, found: str) -> BundleError:
+    return BundleError(
+        f"{path} is corrupt",
+        expected=expected,
+        found=found,
+        fix="copy the bundle again, or export it again with: himix-edge export",
+    )

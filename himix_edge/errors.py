@@ -1,0 +1,91 @@
+"""The errors of himix-edge, all of them.
+
+HimixError                what every error below is; the command line prints it as one line
+├── ConfigError           a config with an unknown key or an impossible value
+├── ImageError            an image that can't be read, or is too large to decode
+├── PromptError           an empty prompt, or one that the context can't hold
+├── BundleError           a bundle that is missing, corrupt, or made by another version
+├── CheckpointError       weights that are missing, misshapen, or not finite
+├── TrainingError         a training run that can't start or can't go on
+├── ExportError           a graph that could not be made
+│   └── ParityError       a graph that was made, and gives other numbers than the model
+├── OutputError           a place that can't be written
+└── DependencyError       a package that this step needs and that is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HimixError(Exception):
+    """What failed, what was expected, what was found, and what mends it, in one line.
+
+    Args:
+        failed: what could not be done.
+        expected: what it needed.
+        found: what was there instead.
+        fix: the command or the act that mends it.
+    """
+
+    def __init__(
+        self,
+        failed: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.failed, self.expected, self.found, self.fix = failed, expected, found, fix
+        facts = [f"expected {expected}" if expected else "", f"found {found}" if found else ""]
+        detail = ", ".join(fact for fact in facts if fact)
+        line = f"{failed}: {detail}" if detail else failed
+        super().__init__(f"{line}. To mend it: {fix}" if fix else line)
+
+
+class ConfigError(HimixError):
+    """A config with an unknown key or an impossible value."""
+
+
+class ImageError(HimixError):
+    """An image that can't be read, or is too large to decode."""
+
+
+class PromptError(HimixError):
+    """An empty prompt, or one that the context can't hold."""
+
+
+class BundleError(HimixError):
+    """A bundle that is missing, corrupt, or made by another version."""
+
+
+class CheckpointError(HimixError):
+    """Weights that are missing, misshapen, or not finite."""
+
+
+class TrainingError(HimixError):
+    """A training run that can't start or can't go on."""
+
+
+class ExportError(HimixError):
+    """A graph that could not be made."""
+
+
+class ParityError(ExportError):
+    """A graph that was made, and gives other numbers than the model."""
+
+
+class OutputError(HimixError):
+    """A place that can't be written."""
+
+
+class DependencyError(HimixError):
+    """A package that this step needs and that is not installed."""
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """The valid name nearest to `name`, as in "did you mean 'vision'?", or all of them."""
+    names = list(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}"

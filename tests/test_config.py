@@ -1,0 +1,227 @@
+"""Configs: what goes out comes back, and nothing unknown, mistyped or impossible comes in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from himix_edge.config import (
+    DecoderConfig,
+    Design,
+    HiMixConfig,
+    PreprocessConfig,
+    VisionConfig,
+)
+from himix_edge.errors import ConfigError
+
+CONFIG = HiMixConfig(
+    vision=VisionConfig(
+        image_size=112,
+        patch_size=14,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        feature_layer=-2,
+    ),
+    decoder=DecoderConfig(
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        eos_token_ids=(1, 7),
+    ),
+    preprocess=PreprocessConfig(image_size=112, resize="squash"),
+)
+
+sizes = st.integers(1, 10_000)
+factors = st.integers(1, 16)
+numbers = st.floats(1e-300, 1e300)
+triples = st.tuples(numbers, numbers, numbers)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> HiMixConfig:
+    patch, layers, heads = draw(factors), draw(factors), draw(factors)
+    vision = VisionConfig(
+        image_size=patch * draw(factors),
+        patch_size=patch,
+        hidden_size=heads * draw(factors),
+        intermediate_size=draw(sizes),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=draw(st.sampled_from(["gelu", "quick_gelu"])),
+        layer_norm_eps=draw(numbers),
+        feature_layer=-draw(st.integers(1, layers)),
+    )
+    kv_heads = draw(factors)
+    decoder = DecoderConfig(
+        vocab_size=draw(sizes),
+        hidden_size=draw(sizes),
+        intermediate_size=draw(sizes),
+        num_hidden_layers=draw(factors),
+        num_attention_heads=kv_heads * draw(factors),
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(factors),
+        max_position_embeddings=vision.num_image_tokens + draw(sizes),
+        rms_norm_eps=draw(numbers),
+        rope_theta=draw(numbers),
+        attention_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+        eos_token_ids=tuple(draw(st.lists(sizes, max_size=3))),
+    )
+    preprocess = PreprocessConfig(
+        image_size=vision.image_size,
+        resize=draw(st.sampled_from(["squash", "crop"])),
+        resample=draw(st.sampled_from(["bicubic", "bilinear"])),
+        image_mean=draw(triples),
+        image_std=draw(triples),
+    )
+    return HiMixConfig(vision, decoder, preprocess, draw(st.sampled_from(get_args(Design))))
+
+
+@settings(deadline=None, max_examples=50)
+@given(configs())
+def test_what_goes_out_by_way_of_json_comes_back(config: HiMixConfig) -> None:
+    assert HiMixConfig.from_dict(config.to_dict()) == config
+    again = HiMixConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert type(again.decoder.eos_token_ids) is tuple
+    assert hash(again) == hash(config)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_any_other_value_anywhere_is_a_config_error_or_a_config(data: st.DataObject) -> None:
+    plain = CONFIG.to_dict()
+    part = data.draw(st.sampled_from(["vision", "decoder", "preprocess", None]))
+    target = plain if part is None else plain[part]
+    target[data.draw(st.sampled_from(sorted(target)))] = data.draw(json_values)
+    try:
+        config = HiMixConfig.from_dict(plain)
+    except ConfigError:
+        return
+    assert HiMixConfig.from_dict(config.to_dict()) == config
+
+
+def test_defaults_may_be_left_out() -> None:
+    plain = CONFIG.to_dict()
+    del plain["design"], plain["decoder"]["rope_theta"], plain["preprocess"]["image_mean"]
+    assert HiMixConfig.from_dict(plain) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        # unknown
+        ("vision.hiden_size", 3, "unknown key 'vision.hiden_size' in VisionConfig. To mend it: "
+         "did you mean 'hidden_size'?"),
+        ("desing", "himix", "unknown key 'desing' in HiMixConfig. To mend it: "
+         "did you mean 'design'?"),
+        ("xyz", 1, "unknown key 'xyz' in HiMixConfig. To mend it: "
+         "use one of: vision, decoder, preprocess, design"),
+        # mistyped
+        ("vision.image_size", "112", "vision.image_size is off: expected int, found '112'"),
+        ("vision.image_size", True, "vision.image_size is off: expected int, found True"),
+        ("vision.image_size", 112.0, "vision.image_size is off: expected int, found 112.0"),
+        ("vision.image_size", None, "vision.image_size is off: expected int, found None"),
+        ("decoder.attention_bias", 1, "decoder.attention_bias is off: expected bool, found 1"),
+        ("decoder.rope_theta", "1e4", "decoder.rope_theta is off: expected float, found '1e4'"),
+        ("decoder.rope_theta", True, "decoder.rope_theta is off: expected float, found True"),
+        ("decoder.eos_token_ids", 1, "decoder.eos_token_ids is off: expected tuple[int, ...], "
+         "found 1"),
+        ("decoder.eos_token_ids", [1, "2"], "decoder.eos_token_ids is off: expected int, "
+         "found '2'"),
+        ("preprocess.image_mean", [0.5, 0.5], "preprocess.image_mean is off: "
+         "expected tuple[float, float, float], found [0.5, 0.5]"),
+        ("vision", [1], "vision is off: expected an object, found [1]"),
+        # no such choice
+        ("design", "himx", "design can't be 'himx'. To mend it: did you mean 'himix'?"),
+        ("preprocess.resize", "stretch", "preprocess.resize can't be 'stretch'. To mend it: "
+         "use one of: squash, crop"),
+        ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. To mend it: "
+         "did you mean 'crop'?"),
+        # impossible
+        ("vision.patch_size", 15, "image_size is off: "
+         "expected a positive multiple of patch_size (15), found 112"),
+        ("vision.patch_size", 0, "image_size is off: "
+         "expected a positive multiple of patch_size (0), found 112"),
+        ("vision.num_attention_heads", 5, "hidden_size is off: "
+         "expected a positive multiple of num_attention_heads (5), found 96"),
+        ("vision.feature_layer", 0, "feature_layer is off: expected -4 to -1, found 0"),
+        ("vision.feature_layer", -5, "feature_layer is off: expected -4 to -1, found -5"),
+        ("vision.num_hidden_layers", 0, "num_hidden_layers is off: "
+         "expected a positive number, found 0"),
+        ("decoder.num_key_value_heads", 3, "num_attention_heads is off: "
+         "expected a positive multiple of num_key_value_heads (3), found 4"),
+        ("decoder.head_dim", 15, "head_dim is off: "
+         "expected a positive multiple of a rotary pair (2), found 15"),
+        ("decoder.vocab_size", -1, "vocab_size is off: expected a positive number, found -1"),
+        ("decoder.rms_norm_eps", float("nan"), "rms_norm_eps is off: "
+         "expected a positive number, found nan"),
+        ("decoder.rope_theta", float("inf"), "rope_theta is off: "
+         "expected a positive number, found inf"),
+        ("preprocess.image_size", 224, "preprocess.image_size is off: "
+         "expected the encoder's 112, found 224"),
+        ("preprocess.image_std", [0.5, 0, 0.5], "image_std is off: "
+         "expected positive numbers, found (0.5, 0.0, 0.5)"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(path: str, value: Any, message: str) -> None:
+    plain = CONFIG.to_dict()
+    *parents, name = path.split(".")
+    target = plain
+    for parent in parents:
+        target = target[parent]
+    target[name] = value
+    with pytest.raises(ConfigError) as error:
+        HiMixConfig.from_dict(plain)
+    assert str(error.value) == message
+
+
+def test_missing_fields_are_all_named() -> None:
+    plain = CONFIG.to_dict()
+    del plain["vision"]["image_size"], plain["vision"]["patch_size"]
+    with pytest.raises(ConfigError, match=r"VisionConfig lacks vision.image_size, vision.patch_si"):
+        HiMixConfig.from_dict(plain)
+
+
+@pytest.mark.parametrize("data", [None, [], "{}", 3])
+def test_what_is_no_object_is_refused(data: Any) -> None:
+    with pytest.raises(ConfigError, match="HiMixConfig is off: expected an object"):
+        HiMixConfig.from_dict(data)
+
+
+def test_sizes_that_follow_from_others() -> None:
+    assert CONFIG.vision.num_image_tokens == 64
+    assert CONFIG.text_offset == 0
+    assert CONFIG.max_text_tokens == 128
+    vanilla = dataclasses.replace(CONFIG, design="vanilla")
+    assert vanilla.text_offset == 64
+    assert vanilla.max_text_tokens == 64
+
+
+def test_a_vanilla_context_must_have_room_for_more_than_the_image() -> None:
+    short = dataclasses.replace(CONFIG.decoder, max_position_embeddings=64)
+    dataclasses.replace(CONFIG, decoder=short)  # HiMix's image takes no position
+    with pytest.raises(ConfigError, match="expected more than the 64 that the image takes"):
+        dataclasses.replace(CONFIG, decoder=short, design="vanilla")
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIG.decoder.vocab_size = 5  # type: ignore[misc]

@@ -1,0 +1,15 @@
+"""How close is close: the one table of tolerances, all absolute, in fp32 unless said otherwise."""
+
+MODEL_LOGITS = 2e-5  # our decoder against transformers', random weights
+ATTENTION = 1e-6  # mixture attention against the loop over equations 5 and 6
+CACHED_DECODE = 2e-5  # token by token over a cache against one full forward pass
+HALF_PRECISION_NORM = 1e-2  # RMSNorm in fp16 or bf16, of values of order 1, against the formula
+VISION_FEATURES = 1e-5  # our encoder's X_v against transformers' hidden states
+REFERENCE_LOGITS = 2e-5  # the whole model against Algorithm 1 in float64
+IMAGE_KV = 5e-6  # what an image leaves in the cache against its formula in float64
+PIXEL_VALUES = 1e-6  # our preprocessing against transformers' processors
+ENGINE_LOGITS = 2e-5  # an engine's logits against the model's, random weights
+PROBABILITIES = 1e-6  # our sampling distribution (float64) against transformers' (float32)
+GRAPH_LOGITS = 2e-5  # an exported decoder graph's logits, keys and values against torch
+WIDE_PROJECTIONS = 1e-6  # one wide product against a product for each layer
+SHAPE_AREA = 0.06  # a drawn shape's area, in squared radii, against geometry: the outline's pixels
