@@ -1,0 +1,72 @@
+"""The whole model: encoder, injection, decoder; and its reference loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from himix_edge.config import HiMixConfig
+from himix_edge.models.decoder import KV, Decoder
+from himix_edge.models.injection import injection_from_config
+from himix_edge.models.vision import VisionEncoder
+
+
+class HiMix(nn.Module):
+    """Algorithm 1 of the paper, cut in two where the runtime cuts it.
+
+    `encode` is the image's part, lines 4 and 11: it fills the first N slots of the cache.
+    `decode` is the text's part, lines 5 to 24, over that cache.
+    """
+
+    def __init__(self, config: HiMixConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.decoder = Decoder(config.decoder)
+        self.injection = injection_from_config(config)
+
+    def encode(self, pixel_values: Tensor) -> list[KV]:
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        kv: list[KV] = self.injection(self.vision(pixel_values), self.decoder)
+        return kv
+
+    def decode(self, input_ids: Tensor, past: list[KV]) -> tuple[Tensor, list[KV]]:
+        """M text tokens after an image and perhaps more text.
+
+        Args:
+            input_ids: [B, M]
+            past: per layer [B, Hkv, P, D], the first N slots being the image's.
+
+        Returns:
+            logits [B, M, V], and the cache with M more slots.
+        """
+        first = past[0].key.shape[2] - self.config.vision.num_image_tokens + self.config.text_offset
+        positions = first + torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden, present = self.decoder(input_ids, positions.expand(input_ids.shape), past)
+        return self.decoder.logits(hidden), present
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
+        """Logits [B, M, V] of text about an image, nothing cached: what training looks at.
+
+        Each image may have several texts: with B texts and B / Q images, the first Q texts are
+        about the first image.
+        """
+        past = self.encode(pixel_values)
+        texts = input_ids.shape[0] // pixel_values.shape[0]
+        past = [KV(*(part.repeat_interleave(texts, 0) for part in kv)) for kv in past]
+        return self.decode(input_ids, past)[0]
+
+    @torch.inference_mode()
+    def generate_greedy(
+        self, pixel_values: Tensor, input_ids: Tensor, max_new_tokens: int
+    ) -> list[int]:
+        """The likeliest tokens after one prompt [1, M] about one image, up to an end token.
+
+        The reference that exported graphs and runtimes are held against; the end token is included.
+        """
+        logits, cache = self.decode(input_ids, self.encode(pixel_values))
+        tokens = [int(logits[0, -1].argmax())]
+        while len(tokens) < max_new_tokens and tokens[-1] not in self.config.decoder.eos_token_ids:
+            logits, cache = self.decode(torch.tensor([[tokens[-1]]]), cache)
+            tokens.append(int(logits[0, -1].argmax()))
+        return tokens

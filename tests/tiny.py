@@ -1,0 +1,68 @@
+"""A whole model in small: random weights, a tokenizer for any text, a chat template."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.models.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from himix_edge.models.himix import HiMix
+from tests.models.reference import randomized
+
+END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ '<|assistant|>' }}"
+)
+CORPUS = ("There is a small red circle and a large blue square.", "How many objects? describe")
+VOCAB_SIZE = 300
+
+
+def tiny_config(design: Design = "himix", **changes: Any) -> HiMixConfig:
+    """2 layers, 4 image tokens, 2 heads to a key head; `changes` are fields of the decoder."""
+    decoder = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 8, 256, eos_token_ids=(0,))
+    return HiMixConfig(
+        VisionConfig(28, 14, 32, 64, 2, 4),
+        dataclasses.replace(decoder, **changes),
+        PreprocessConfig(28),
+        design,
+    )
+
+
+def tiny_model(config: HiMixConfig) -> HiMix:
+    model = HiMix(config)
+    randomized(model)
+    return model
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Byte-level BPE, trained on two sentences; END is token 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[END, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def tiny_checkpoint(folder: Path, config: HiMixConfig, **changes: str) -> Checkpoint:
+    """Saves a random model; `changes` are texts of `save_checkpoint`, tokenizer_json and so on."""
+    texts: dict[str, Any] = {
+        "name": "tiny",
+        "notice": "It knows nothing.",
+        "tokenizer_json": tiny_tokenizer().to_str(),
+        "chat_template": CHAT_TEMPLATE,
+        "model_card": "# tiny\n",
+    }
+    save_checkpoint(folder, tiny_model(config), **{**texts, **changes})
+    return read_checkpoint(folder)
