@@ -1,0 +1,1 @@
+"""Training: the paper's two stages, and what must come before them when nothing is pretrained."""

@@ -1,0 +1,151 @@
+"""One phase of training: AdamW, a warm-up, a cosine, and a state on disk to go on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from himix_edge.errors import TrainingError
+from himix_edge.files import whole_file
+from himix_edge.training.tasks import Outcome, Task, TaskName
+
+WARMUP_RATIO = 0.03  # the paper's table 7, as are AdamW, no weight decay, and the cosine
+BETAS = (0.9, 0.98)
+MAX_GRAD_NORM = 1.0
+SAVE_SECONDS = 60.0  # between two states on disk
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How long one task is trained, and how.
+
+    Attributes:
+        scenes: a step's.
+        learning_rate: the highest, reached after the warm-up.
+        asked: the kinds of the questions about each scene, in the phases with text.
+    """
+
+    task: TaskName
+    steps: int
+    scenes: int
+    learning_rate: float
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step came to, for whoever watches."""
+
+    phase: Phase
+    step: int
+    outcome: Outcome
+
+
+def train_phase(
+    task: Task,
+    phase: Phase,
+    seed: int,
+    state_path: Path,
+    watch: Callable[[Progress], None],
+) -> None:
+    """Trains until the phase is over, from the state on disk if there is one.
+
+    Every batch is a function of the seed, the phase and the step, so an interrupted run that goes
+    on ends with the very weights of one that was never interrupted. The state is written once a
+    minute and at the end; an interrupt costs what came after the last.
+
+    Raises:
+        TrainingError: the state on disk is another run's, or the loss is no longer a number.
+    """
+    task.trained.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        task.trained.parameters(), lr=phase.learning_rate, betas=BETAS, weight_decay=0.0
+    )
+    run = json.dumps([phase.__dict__, seed])
+    step = _load_state(state_path, run, task.trained, optimizer) if state_path.exists() else 0
+    saved = time.monotonic()
+    while step < phase.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = phase.learning_rate * _schedule(step, phase.steps)
+        outcome = _train_step(task, phase, seed, step, optimizer)
+        step += 1
+        watch(Progress(phase, step, outcome))
+        if step == phase.steps or time.monotonic() - saved > SAVE_SECONDS:
+            _save_state(state_path, run, step, task.trained, optimizer)
+            saved = time.monotonic()
+
+
+def _train_step(
+    task: Task, phase: Phase, seed: int, step: int, optimizer: torch.optim.Optimizer
+) -> Outcome:
+    rng = np.random.default_rng([seed, *phase.task.encode(), step])
+    outcome = task.outcome(phase.scenes, phase.asked, rng)
+    if not torch.isfinite(outcome.loss):
+        raise TrainingError(
+            f"the loss of phase {phase.task!r} is {float(outcome.loss)} at step {step}",
+            fix="lower its learning rate in the recipe",
+        )
+    optimizer.zero_grad()
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(task.trained.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    return Outcome(outcome.loss.detach(), outcome.right)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """The part of the highest learning rate at a step: up in a line, then down in half a cosine."""
+    warmup = max(1, round(steps * WARMUP_RATIO))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _save_state(
+    path: Path, run: str, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained.named_parameters():
+        tensors[name] = parameter.detach()
+        for part, value in optimizer.state[parameter].items():
+            if part != "step":
+                tensors[f"{part}/{name}"] = value
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"run": run, "step": str(step)})
+
+
+def _load_state(path: Path, run: str, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Puts weights and moments back; returns the step they belong to."""
+    remedy = f"delete {path} to begin the phase anew, or train into another folder"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata["run"] != run:
+                raise TrainingError(
+                    f"{path} is the state of another run",
+                    expected=run,
+                    found=metadata["run"],
+                    fix=remedy,
+                )
+            step = int(metadata["step"])
+            for name, parameter in trained.named_parameters():
+                with torch.no_grad():
+                    parameter.copy_(file.get_tensor(name))
+                if step:
+                    optimizer.state[parameter] = {
+                        "step": torch.tensor(float(step)),
+                        "exp_avg": file.get_tensor(f"exp_avg/{name}"),
+                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
+                    }
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise TrainingError(f"{path} is corrupt", found=str(error), fix=remedy) from error
+    return step

@@ -1,0 +1,93 @@
+"""Recipes: a model, its phases, and the run that turns a seed into a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.models.himix import HiMix
+from himix_edge.training.loop import Phase, Progress, train_phase
+from himix_edge.training.tasks import initialised_model, task_from_name
+from himix_edge.training.tokens import END_ID, tokenizer_from_world
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a run ends with, but the seed."""
+
+    name: str
+    config: HiMixConfig
+    phases: tuple[Phase, ...]
+
+    def with_design(self, design: Design) -> Recipe:
+        """The same recipe for another of the paper's designs."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, design=design))
+
+
+# The harder kinds more than once; relations are learned last of all.
+ASKED = ("describe", "count", "colour", "exists", "relation", "relation", "which", "which")
+ASKED_LAST = ("describe", "count", "colour", "exists", "which", *["relation"] * 4)
+
+SHAPES = Recipe(
+    name="shapes",
+    config=HiMixConfig(
+        vision=VisionConfig(
+            image_size=112,
+            patch_size=14,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+        ),
+        decoder=DecoderConfig(
+            vocab_size=448,  # the tokenizer's 432, in whole blocks of 64
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=256,
+            eos_token_ids=(END_ID,),
+        ),
+        preprocess=PreprocessConfig(
+            image_size=112,
+            resize="squash",
+            image_mean=(0.5, 0.5, 0.5),
+            image_std=(0.5, 0.5, 0.5),
+        ),
+    ),
+    phases=(
+        Phase("encoder", steps=2000, scenes=64, learning_rate=1e-3),
+        Phase("language", steps=2000, scenes=24, learning_rate=1e-3, asked=ASKED),
+        Phase("projections", steps=400, scenes=24, learning_rate=2e-3, asked=ASKED),
+        Phase("finetune", steps=2400, scenes=22, learning_rate=1e-3, asked=ASKED_LAST),
+    ),
+)
+RECIPES = {recipe.name: recipe for recipe in (SHAPES,)}
+
+
+def train(
+    recipe: Recipe, seed: int, folder: Path, watch: Callable[[Progress], None]
+) -> tuple[HiMix, Tokenizer]:
+    """Runs a recipe's phases one after the other, and goes on where an earlier run stopped.
+
+    Args:
+        folder: holds one state a phase; those of finished phases are read, not trained again.
+        watch: called after every step.
+
+    Raises:
+        TrainingError: a state in the folder belongs to another run, or is corrupt.
+        OutputError: the folder can't be written.
+    """
+    tokenizer = tokenizer_from_world(seed)
+    model = initialised_model(recipe.config, seed)
+    for phase in recipe.phases:
+        task = task_from_name(phase.task, model, tokenizer, seed)
+        train_phase(task, phase, seed, folder / f"{phase.task}.safetensors", watch)
+    return model.eval(), tokenizer
