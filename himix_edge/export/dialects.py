@@ -1,0 +1,55 @@
+"""What a graph may consist of, by the family of runtimes it is for."""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from himix_edge.errors import ExportError
+
+PORTABLE_OPSET = 18
+
+# What the parser of TensorRT 10.1 imports, and that of every later one.
+# https://github.com/onnx/onnx-tensorrt/blob/10.1-GA/docs/operators.md
+PORTABLE_OPERATORS = frozenset(
+    """
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
+    Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh
+    CumSum DeformConv DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand
+    EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool
+    GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization GRU
+    HardSigmoid HardSwish Hardmax Identity If ImageScaler InstanceNormalization IsInf IsNaN
+    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LRN LSTM LpNormalization
+    LpPool MatMul Max MaxPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg
+    NonMaxSuppression NonZero Not OneHot Or Pad ParametricSoftplus Pow PRelu QuantizeLinear
+    RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1
+    ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Relu Reshape Resize ReverseSequence RNN RoiAlign Round ScaledTanh Scan
+    Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax
+    Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK
+    Transpose Trilu Unsqueeze Upsample Where Xor
+""".split()  # noqa: SIM905 - a column of 150 strings reads worse
+)
+
+
+def require_portable(graph: onnx_ir.Model) -> None:
+    """Checks that a graph keeps to the portable dialect.
+
+    Raises:
+        ExportError: another opset, or operators that the dialect lacks: all of them.
+    """
+    opset = graph.opset_imports.get("")
+    if opset != PORTABLE_OPSET:
+        raise ExportError(
+            "the graph has another opset than the portable dialect",
+            expected=str(PORTABLE_OPSET),
+            found=str(opset),
+        )
+    used = {f"{node.domain}::{node.op_type}".removeprefix("::") for node in graph.graph.all_nodes()}
+    used |= {"::".join(identifier[:2]) for identifier in graph.functions}
+    if foreign := sorted(used - PORTABLE_OPERATORS):
+        raise ExportError(
+            "the graph has operators that the portable dialect lacks",
+            expected="those that TensorRT 10.1 imports",
+            found=", ".join(foreign),
+            fix="write that part of the model in plainer operations",
+        )

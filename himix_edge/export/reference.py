@@ -1,0 +1,55 @@
+"""The model in torch behind the runtimes' protocol: what a bundle's answers are compared with."""
+
+from __future__ import annotations
+
+import torch
+
+from himix_edge.export.bundle import manifest_of
+from himix_edge.models.checkpoints import Checkpoint
+from himix_edge.models.decoder import KV
+from himix_edge.models.himix import HiMix
+from himix_edge.runtimes import Model
+from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
+from himix_edge.runtimes.kvcache import Cache
+from himix_edge.runtimes.tokenizer import Tokenizer
+
+
+def reference_model(checkpoint: Checkpoint) -> Model:
+    """A checkpoint that answers as a bundle does, in torch.
+
+    Raises:
+        CheckpointError: weights or a tokenizer that can't be used.
+        ExportError: a chat template that can't be taken apart.
+    """
+    manifest = manifest_of(checkpoint)
+    tokenizer = Tokenizer(checkpoint.tokenizer, manifest.chat)
+    return Model(manifest, tokenizer, TorchEngine(checkpoint.model()))
+
+
+class TorchEngine:
+    """Slow, and right by definition; see `runtimes.base.Engine`."""
+
+    def __init__(self, model: HiMix) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: FloatArray) -> VisionKV:
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        kv = self._model.encode(torch.from_numpy(pixel_values))
+        return VisionKV(tuple(kv), self._model.config.vision.num_image_tokens)
+
+    def open(self, image: VisionKV | None) -> Cache:
+        """A fresh cache whose first N slots are the image, or none."""
+        tensors, slots = (image.tensors, image.slots) if image else ((), 0)
+        return Cache.after_image(self._model.config, tensors, slots)
+
+    @torch.inference_mode()
+    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out."""
+        batch, count = input_ids.shape
+        positions = torch.from_numpy(cache.next_positions(batch, count))
+        past: list[KV] = list(cache.tensors)
+        hidden, present = self._model.decoder(torch.from_numpy(input_ids), positions, past)
+        cache.advance(tuple(present), count)
+        logits: FloatArray = self._model.decoder.logits(hidden[:, -1]).numpy()
+        return logits

@@ -1,0 +1,298 @@
+"""A bundle is whole, says what it is, notices every changed byte; or it is not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import pytest
+from onnx import numpy_helper
+from tokenizers import AddedToken, Tokenizer, processors
+
+import himix_edge
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Chat, Manifest, Turn
+from himix_edge.errors import (
+    BundleError,
+    CheckpointError,
+    ExportError,
+    HimixError,
+    OutputError,
+    ParityError,
+)
+from himix_edge.export import bundle
+from himix_edge.export.bundle import export_bundle
+from himix_edge.export.verify import Parity, verify
+from himix_edge.files import sha256_of
+from himix_edge.models.checkpoints import Checkpoint
+from tests import tiny
+
+FILES = [
+    "README.md",
+    "chat_template.jinja",
+    "decoder.onnx",
+    "decoder.onnx.data",
+    "preprocessor.json",
+    "tokenizer.json",
+    "vision.onnx",
+    "vision.onnx.data",
+]
+
+
+@pytest.fixture
+def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the graphs from the shared bundle instead of tracing them again."""
+    for function, name in (
+        ("vision_onnx_from_model", VISION_GRAPH),
+        ("decoder_onnx_from_model", DECODER_GRAPH),
+    ):
+        graph = tiny_bundle / name
+        monkeypatch.setattr(bundle, function, lambda _, graph=graph: onnx_ir.load(graph))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in folder.iterdir()}
+
+
+def test_all_of_it_is_there(tiny_checkpoint: Checkpoint, tiny_bundle: Path) -> None:
+    assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
+    manifest = Manifest.read(tiny_bundle)
+    manifest.check_files(tiny_bundle)
+    assert sorted(manifest.files) == FILES
+    assert (manifest.name, manifest.notice) == ("tiny", "It knows nothing.")
+    assert (manifest.dialect, manifest.dtype) == ("portable", "float32")
+    assert manifest.config == tiny.tiny_config()
+    assert manifest.chat == Chat(
+        Turn("<|user|>", "<|assistant|>"), Turn("<|end|><|user|>", "<|assistant|>")
+    )
+    assert manifest.tools == {
+        "himix-edge": himix_edge.__version__,
+        **{name: metadata.version(name) for name in bundle.TOOLS},
+    }
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert sha256_of(tiny_bundle / name) == sha256_of(tiny_checkpoint.folder / name)
+    preprocessor = json.loads((tiny_bundle / "preprocessor.json").read_text())
+    assert preprocessor["image_size"] == 28
+    assert preprocessor == json.loads(json.dumps(manifest.config.to_dict()["preprocess"]))
+
+
+def test_figures_of_the_verification_are_kept(tiny_bundle: Path) -> None:
+    parity = Manifest.read(tiny_bundle).parity
+    assert set(parity["vision"]) == {
+        f"present.{i}.{part}" for i in (0, 1) for part in ("key", "value")
+    }
+    assert set(parity["decoder"]) == {"logits", *parity["vision"]}
+    assert 0 < parity["decoder"]["logits"]["error"] < parity["max_error"] == 1e-4
+    assert parity["greedy_tokens"] == parity["greedy_tokens_equal"] >= 16
+    card = (tiny_bundle / "README.md").read_text()
+    assert card.startswith("# tiny\n\n## Export\n")
+    assert f"{parity['decoder']['logits']['error']:.1e} in the logits" in card
+    assert f"torch {metadata.version('torch')}" in card
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_one_changed_byte_is_found(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    raw = bytearray((copy / name).read_bytes())
+    for place in (0, len(raw) // 2, len(raw) - 2):
+        changed = raw.copy()
+        changed[place] ^= 1
+        (copy / name).write_bytes(changed)
+        with pytest.raises(BundleError, match=name):
+            Manifest.read(copy).check_files(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_and_truncated_files_are_found(
+    tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    os.truncate(copy / name, (copy / name).stat().st_size - 1)
+    with pytest.raises(BundleError, match=rf"{name} is corrupt.*bytes"):
+        Manifest.read(copy).check_files(copy)
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} is corrupt.*no such file"):
+        Manifest.read(copy).check_files(copy)
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_progress_goes_forward_to_the_end(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    heard: list[tuple[str, float]] = []
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", progress=lambda *call: heard.append(call))
+    phases = ["loading", "vision graph", "decoder graph", "verifying", "sealing", "done"]
+    assert [phase for phase, _ in heard] == phases
+    done = [fraction for _, fraction in heard]
+    assert (done[0], done[-1]) == (0.0, 1.0)
+    assert done == sorted(done)
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_an_older_bundle_is_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    output.mkdir()  # empty: nothing would be lost
+    export_bundle(tiny_checkpoint, output)
+    (output / "README.md").write_text("old")
+    export_bundle(tiny_checkpoint, output)
+    Manifest.read(output).check_files(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test where the export begins to work."""
+
+    def work(_: Checkpoint) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(Checkpoint, "model", work)
+
+
+@pytest.mark.usefixtures("no_work")
+class TestRefusedBeforeTheWork:
+    def test_a_folder_of_someone_else_s(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+        (tmp_path / "manifest.json").write_text("{}")  # many things have one
+        (tmp_path / "thesis.txt").write_text("all of it")
+        before = contents(tmp_path)
+        with pytest.raises(OutputError, match=r"will not replace .*another folder"):
+            export_bundle(tiny_checkpoint, tmp_path)
+        assert contents(tmp_path) == before
+
+    def test_a_file(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+        output = tmp_path / "bundle"
+        output.write_text("mine")
+        with pytest.raises(OutputError, match="found a file"):
+            export_bundle(tiny_checkpoint, output)
+        assert output.read_text() == "mine"
+
+    def test_the_checkpoint_itself(self, tiny_checkpoint: Checkpoint) -> None:
+        before = contents(tiny_checkpoint.folder)
+        with pytest.raises(OutputError, match="another folder"):
+            export_bundle(tiny_checkpoint, tiny_checkpoint.folder)
+        assert contents(tiny_checkpoint.folder) == before
+
+    def test_a_place_below_a_file(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError, match="cannot write"):
+            export_bundle(tiny_checkpoint, tmp_path / "file" / "bundle")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_without_permission(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(OutputError, match="Permission denied"):
+            export_bundle(tiny_checkpoint, tmp_path / "bundle")
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "reason"),
+        [
+            ({"tokenizer_json": "{}"}, CheckpointError, "cannot read .*tokenizer.json"),
+            ({"tokenizer_json": "a"}, CheckpointError, "cannot read .*tokenizer.json"),
+            ({"chat_template": "{% if %}"}, ExportError, "chat template can't be rendered"),
+            ({"chat_template": "hello"}, ExportError, "more than fixed text"),
+        ],
+    )
+    def test_texts_that_cannot_be_used(
+        self, tmp_path: Path, changes: dict[str, str], error: type[HimixError], reason: str
+    ) -> None:
+        checkpoint = tiny.tiny_checkpoint(tmp_path / "checkpoint", tiny.tiny_config(), **changes)
+        with pytest.raises(error, match=reason):
+            export_bundle(checkpoint, tmp_path / "bundle")
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+    def test_a_tokenizer_with_more_tokens_than_the_model(self, tmp_path: Path) -> None:
+        config = tiny.tiny_config(vocab_size=299)
+        checkpoint = tiny.tiny_checkpoint(tmp_path / "checkpoint", config)
+        with pytest.raises(CheckpointError, match="at most 299 token ids, found 300"):
+            export_bundle(checkpoint, tmp_path / "bundle")
+
+
+@pytest.fixture(params=["nothing", "a bundle"])
+def place(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
+    """Where a bundle is to go; afterwards all must be there as it was before."""
+    output = tmp_path / "place" / "bundle"
+    output.parent.mkdir()
+    if request.param == "a bundle":
+        shutil.copytree(tiny_bundle, output)
+    yield output
+    if request.param == "a bundle":
+        assert contents(output) == contents(tiny_bundle)
+        output.rename(tmp_path / "checked")
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+@pytest.mark.usefixtures("ready_graphs")
+class TestCutShort:
+    def test_by_ctrl_c(
+        self, tiny_checkpoint: Checkpoint, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(bundle, "decoder_onnx_from_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(tiny_checkpoint, place)
+
+    def test_by_a_full_disk(
+        self, tiny_checkpoint: Checkpoint, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(bundle, "write_graph", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            export_bundle(tiny_checkpoint, place)
+
+    def test_by_the_system_in_the_middle_of_a_file(
+        self, tiny_checkpoint: Checkpoint, place: Path
+    ) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # less than the weights
+        try:
+            with pytest.raises(OutputError, match="File too large"):
+                export_bundle(tiny_checkpoint, place)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def test_by_wrong_numbers(
+        self, tiny_checkpoint: Checkpoint, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def sabotaged(model: object, folder: Path, *rest: object) -> Parity:
+            graph = onnx.load(folder / DECODER_GRAPH)
+            [norm] = [w for w in graph.graph.initializer if w.name == "decoder.model.norm.weight"]
+            norm.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(norm) * 1.01, norm.name))
+            onnx.save(graph, folder / DECODER_GRAPH)
+            return verify(model, folder, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(bundle, "verify", sabotaged)
+        with pytest.raises(ParityError, match=r"^decoder\.onnx .* in logits, the worst"):
+            export_bundle(tiny_checkpoint, place)
+
+    def test_by_broken_weights(self, place: Path, tmp_path: Path) -> None:
+        checkpoint = tiny.tiny_checkpoint(tmp_path / "checkpoint", tiny.tiny_config())
+        os.truncate(checkpoint.folder / "model.safetensors", 1000)
+        with pytest.raises(CheckpointError, match="cannot read"):
+            export_bundle(checkpoint, place)
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_bos_is_what_the_tokenizer_begins_with(tmp_path: Path) -> None:
+    tokenizer: Tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", 1)]
+    )
+    checkpoint = tiny.tiny_checkpoint(
+        tmp_path / "checkpoint",
+        tiny.tiny_config(),
+        tokenizer_json=tokenizer.to_str(),
+        chat_template="{{ bos_token }}" + tiny.CHAT_TEMPLATE,
+    )
+    manifest = export_bundle(checkpoint, tmp_path / "bundle")
+    assert manifest.chat.first == Turn("<|user|><|user|>", "<|assistant|>")
+    assert manifest.chat.next == Turn("<|end|><|user|>", "<|assistant|>")
