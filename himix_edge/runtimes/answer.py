@@ -1,0 +1,46 @@
+"""One question from the command line: the answer on stdout, streamed or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from himix_edge.runtimes.model import Model
+from himix_edge.runtimes.preprocess import ImageSource
+from himix_edge.runtimes.sampling import SamplingOptions
+
+
+def print_answer(
+    model: Model, source: ImageSource, prompt: str, options: SamplingOptions, *, as_json: bool
+) -> None:
+    """Answers, and says on stderr who does.
+
+    Args:
+        as_json: print one JSON object when done: the text, token counts, milliseconds by phase.
+
+    Raises:
+        HimixError: whatever `Model.encode` and `Model.generate` raise.
+    """
+    manifest = model.manifest
+    image = model.encode(source)
+    answer = model.generate(image, prompt, options)
+    print(" ".join(filter(None, (f"Model: {manifest.name}.", manifest.notice))), file=sys.stderr)
+    for piece in answer:
+        if not as_json:
+            print(piece, end="", flush=True)
+    if not as_json:
+        print(flush=True)
+        return
+    result = {
+        "model": manifest.name,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "image_tokens": image.kv.slots,
+        "prompt_tokens": answer.prompt_tokens,
+        "tokens": answer.tokens,
+        "milliseconds": {
+            phase: round(ms, 3)
+            for phase, ms in {**image.milliseconds, **answer.milliseconds}.items()
+        },
+    }
+    print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)

@@ -1,0 +1,79 @@
+"""The cache of one conversation: the image's slots, then the text's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from himix_edge.config import HiMixConfig
+from himix_edge.errors import PromptError
+
+
+@dataclass
+class Cache:
+    """Keys and values of everything that the decoder has seen, and where the next token stands.
+
+    Attributes:
+        tensors: what the engine last returned, key and value of every layer, each
+            [B, Hkv, length, D]; only the engine looks inside.
+        length: how many slots are filled.
+        image_slots: how many of them, from the first on, are the image's.
+        text_offset: the rotary position of the first text token.
+        capacity: how many slots the model's positions suffice for.
+    """
+
+    tensors: tuple[Any, ...]
+    length: int
+    image_slots: int
+    text_offset: int
+    capacity: int
+
+    @classmethod
+    def after_image(cls, config: HiMixConfig, tensors: tuple[Any, ...], slots: int) -> Cache:
+        """The cache in which an image fills the first `slots` slots, or none, and no text has come.
+
+        Args:
+            tensors: the image's keys and values; see `VisionKV`.
+        """
+        return cls(
+            tensors=tensors,
+            length=slots,
+            image_slots=slots,
+            text_offset=config.text_offset if slots else 0,
+            capacity=config.max_text_tokens + slots,
+        )
+
+    @property
+    def text_length(self) -> int:
+        """How many slots are text."""
+        return self.length - self.image_slots
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit."""
+        return self.capacity - self.length
+
+    def next_positions(self, batch: int, count: int) -> NDArray[np.int64]:
+        """position_ids [B, M] of the next `count` tokens: slot N + t stands at text_offset + t.
+
+        Raises:
+            PromptError: they don't fit.
+        """
+        if count > self.room:
+            raise PromptError(
+                "the context is full",
+                expected=f"at most {self.room} more tokens",
+                found=str(count),
+                fix="ask less at a time, or begin a new conversation",
+            )
+        first = self.text_length + self.text_offset
+        positions = np.arange(first, first + count, dtype=np.int64)
+        return np.repeat(positions[None], batch, axis=0)
+
+    def advance(self, tensors: tuple[Any, ...], count: int) -> None:
+        """The engine has put `count` more tokens in."""
+        self.tensors = tensors
+        self.length += count

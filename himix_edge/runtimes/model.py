@@ -1,0 +1,155 @@
+"""A bundle, ready to look at images and answer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from himix_edge.contract import TOKENIZER, Manifest
+from himix_edge.errors import BundleError, PromptError
+from himix_edge.runtimes.base import Engine, VisionKV
+from himix_edge.runtimes.generate import Answer, generate, timed
+from himix_edge.runtimes.ort import OrtEngine
+from himix_edge.runtimes.preprocess import ImageSource, load_image, pixel_values
+from himix_edge.runtimes.sampling import Sampler, SamplingOptions
+from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
+
+
+def load(
+    bundle: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+) -> Model:
+    """Opens a bundle folder.
+
+    Args:
+        threads: for ONNX Runtime; None takes all cores.
+        verify: compare every file with its sha256 in the manifest first.
+
+    Raises:
+        BundleError: a bundle that is missing, corrupt, or made by another version.
+        DependencyError: no onnxruntime.
+    """
+    folder = Path(bundle)
+    manifest = Manifest.read(folder)
+    if verify:
+        manifest.check_files(folder)
+    tokenizer = Tokenizer(folder / TOKENIZER, manifest.chat)
+    if tokenizer.vocab_size > manifest.config.decoder.vocab_size:
+        raise BundleError(
+            f"{folder / TOKENIZER} is not this decoder's",
+            expected=f"at most {manifest.config.decoder.vocab_size} token ids",
+            found=str(tokenizer.vocab_size),
+            fix="export the checkpoint again with the tokenizer it was trained with",
+        )
+    return Model(manifest, tokenizer, OrtEngine(folder, manifest, threads))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as the decoder sees it, good for any number of questions.
+
+    Attributes:
+        milliseconds: by phase, "preprocess" (reading and resizing) and "vision" (the graph).
+    """
+
+    kv: VisionKV
+    milliseconds: dict[str, float]
+
+
+class Model:
+    """An engine, its tokenizer, and what the manifest says of them; see `load`."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.engine = engine
+
+    def encode(self, source: ImageSource) -> EncodedImage:
+        """Looks at an image, once for all questions about it.
+
+        Args:
+            source: a path, a file's bytes, a Pillow image or a uint8 array; see `load_image`.
+
+        Raises:
+            ImageError: an image that can't be read, or is too large.
+        """
+        milliseconds: dict[str, float] = {}
+        with timed(milliseconds, "preprocess"):
+            pixels = pixel_values(load_image(source), self.manifest.config.preprocess)
+        with timed(milliseconds, "vision"):
+            kv = self.engine.encode(pixels)
+        return EncodedImage(kv, milliseconds)
+
+    def generate(
+        self,
+        image: EncodedImage,
+        prompt: str,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> Answer:
+        """Answers one question about an image.
+
+        Args:
+            options: how tokens are chosen; greedy by default.
+            changes: single options by name, on top of `options`: `temperature=0.7`.
+
+        Returns:
+            an iterator over the text's pieces, which works while it is read.
+
+        Raises:
+            PromptError: an empty prompt, or one that the context can't hold.
+            ConfigError: an unknown option, or one out of range.
+        """
+        return self.chat(image).ask(prompt, options, **changes)
+
+    def chat(self, image: EncodedImage) -> Conversation:
+        """A conversation about an image: each question builds on all before it."""
+        return Conversation(self, image)
+
+
+class Conversation:
+    """Turn after turn on one cache."""
+
+    def __init__(self, model: Model, image: EncodedImage) -> None:
+        self._model = model
+        self._cache = model.engine.open(image.kv)
+        self._text: list[int] = []  # of all turns; the cache has seen a beginning of it
+        self._answer: Answer | None = None
+
+    def ask(self, prompt: str, options: SamplingOptions | None = None, **changes: Any) -> Answer:
+        """The next turn; arguments, result and errors are those of `Model.generate`.
+
+        An earlier answer that was not read to its end ends where it was left. Of an answer cut by
+        a stop string, the turns after it see the tokens that spelled it.
+        """
+        options = (options or SamplingOptions()).updated(changes)
+        model, chat = self._model, self._model.tokenizer.chat
+        ids = model.tokenizer.encode_turn(chat.next if self._text else chat.first, _worded(prompt))
+        left = self._cache.capacity - self._cache.image_slots - len(self._text)
+        if len(ids) >= left:
+            raise PromptError(
+                "the prompt is too long",
+                expected=f"at most {max(left - 1, 0)} tokens, template included",
+                found=str(len(ids)),
+                fix="begin a new conversation" if self._text else "shorten it",
+            )
+        if self._answer:
+            self._answer.close()
+        self._text += ids
+        token_stream = generate(
+            model.engine,
+            self._cache,
+            self._text,
+            Sampler(options),
+            model.manifest.config.decoder.eos_token_ids,
+            min(options.max_tokens, left - len(ids)),
+        )
+        self._answer = Answer(token_stream, Detokenizer(model.tokenizer), options.stop, len(ids))
+        return self._answer
+
+
+def _worded(prompt: object) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise PromptError("the prompt is empty", expected="a question", fix='ask, say, "describe"')
+    return prompt

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from himix_edge.errors import PromptError
+from himix_edge.runtimes.kvcache import Cache
+
+
+def test_positions_count_text_alone() -> None:
+    cache = Cache((), length=728, image_slots=728, text_offset=0, capacity=728 + 64)
+    assert (cache.text_length, cache.room) == (0, 64)
+    assert cache.next_positions(2, 3).tolist() == [[0, 1, 2], [0, 1, 2]]
+    cache.advance(("grown",), 3)
+    assert (cache.tensors, cache.length, cache.text_length, cache.room) == (("grown",), 731, 3, 61)
+    assert cache.next_positions(1, 1).tolist() == [[3]]
+
+
+def test_positions_go_on_from_the_offset() -> None:
+    cache = Cache((), length=10, image_slots=8, text_offset=8, capacity=20)
+    assert cache.next_positions(1, 2).tolist() == [[10, 11]]
+
+
+def test_a_full_cache() -> None:
+    cache = Cache((), length=10, image_slots=8, text_offset=0, capacity=12)
+    assert cache.next_positions(1, 2).tolist() == [[2, 3]]
+    with pytest.raises(
+        PromptError, match="context is full: expected at most 2 more tokens, found 3"
+    ):
+        cache.next_positions(1, 3)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from himix_edge.errors import BundleError, ConfigError
+from himix_edge.runtimes.sampling import Sampler, SamplingOptions, penalized, probabilities
+from tests.tolerances import PROBABILITIES
+
+VOCAB = 200
+TEXT = [3, 3, 17, 42, 199, 0]
+
+
+def random_logits(seed: int, size: int = VOCAB) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 3, size).astype(np.float32)
+
+
+def distribution(logits: NDArray[np.float32], options: SamplingOptions) -> NDArray[np.float64]:
+    scores = penalized(logits.astype(np.float64), TEXT, options.repetition_penalty)
+    return probabilities(scores, options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.7])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-6])
+@pytest.mark.parametrize("top_k", [0, 1, 5, VOCAB, VOCAB + 1])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
+def test_the_distribution_is_transformers(
+    temperature: float, top_k: int, top_p: float, penalty: float, seed: int
+) -> None:
+    processors: LogitsProcessorList = LogitsProcessorList()
+    if penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty))
+    processors.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+    logits = random_logits(seed)
+    scores = processors(torch.LongTensor([TEXT]), torch.FloatTensor(logits)[None])
+    expected = scores.softmax(-1)[0].numpy()
+
+    options = SamplingOptions(temperature, top_k, top_p, penalty)
+    ours = distribution(logits, options)
+    assert ((ours > 0) == (expected > 0)).all()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=PROBABILITIES)
+
+
+def test_by_hand() -> None:
+    scores = np.log(np.array([0.5, 0.25, 0.15, 0.1]))
+    for options, expected in (
+        (SamplingOptions(1.0), [0.5, 0.25, 0.15, 0.1]),
+        (SamplingOptions(1.0, top_k=2), [2 / 3, 1 / 3, 0, 0]),
+        (SamplingOptions(1.0, top_p=0.8), [5 / 9, 2.5 / 9, 1.5 / 9, 0]),
+        (SamplingOptions(1.0, top_p=1e-20), [1, 0, 0, 0]),  # 1 - top_p is 1
+        (SamplingOptions(1.0, top_k=2, top_p=0.6), [1, 0, 0, 0]),  # top_p of what top_k left
+        (SamplingOptions(0.5), [x * x / 0.345 for x in (0.5, 0.25, 0.15, 0.1)]),
+    ):
+        np.testing.assert_allclose(
+            probabilities(scores, options), expected, rtol=0, atol=PROBABILITIES
+        )
+    assert penalized(np.array([2.0, -2.0, 2.0, -2.0]), [0, 1, 0], 2.0).tolist() == [1, -4, 2, -2]
+    assert penalized(np.array([2.0, -2.0]), [], 2.0).tolist() == [2, -2]
+
+
+def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    assert Sampler(SamplingOptions())(logits, [1]) == 1
+    assert Sampler(SamplingOptions(repetition_penalty=2.0))(logits, [1]) == 2
+    assert logits.tolist() == [1, 3, 2]  # left alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(temperature=1.0, seed=1),
+        SamplingOptions(temperature=0.7, top_k=8, seed=2),
+        SamplingOptions(temperature=1.3, top_p=0.8, repetition_penalty=1.5, seed=3),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_should(options: SamplingOptions) -> None:
+    """Pearson's chi-squared, mean k - 1, variance 2 (k - 1): five deviations above are a fault."""
+    logits, draws = random_logits(7, size=20) * np.float32(0.5), 20_000
+    text = [3, 17]
+    expected = probabilities(
+        penalized(logits.astype(np.float64), text, options.repetition_penalty), options
+    )
+    sampler = Sampler(options)
+    counts = np.bincount([sampler(logits, text) for _ in range(draws)], minlength=20)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_squared = ((counts - draws * expected)[possible] ** 2 / (draws * expected[possible])).sum()
+    freedom = possible.sum() - 1
+    assert freedom >= 5
+    assert chi_squared < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_one_seed_one_sequence() -> None:
+    def tokens(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed))
+        return [sampler(random_logits(i), []) for i in range(30)]
+
+    assert tokens(5) == tokens(5) != tokens(6)
+    assert tokens(None) != tokens(None)
+
+
+def test_a_temperature_next_to_nothing_is_greedy() -> None:
+    sampler = Sampler(SamplingOptions(temperature=1e-300, seed=0))
+    logits = random_logits(0)
+    assert {sampler(logits, []) for _ in range(20)} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite(bad: float) -> None:
+    logits = random_logits(0)
+    logits[5] = bad
+    with pytest.raises(BundleError, match="expected finite logits"):
+        Sampler(SamplingOptions())(logits, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("temperature", -0.1, "a number from 0 up"),
+        ("temperature", float("nan"), "a number from 0 up"),
+        ("temperature", float("inf"), "a number from 0 up"),
+        ("temperature", "hot", "a number from 0 up"),
+        ("temperature", True, "a number from 0 up"),
+        ("top_k", -1, "a whole number from 0 up"),
+        ("top_k", 1.5, "a whole number from 0 up"),
+        ("top_p", 0.0, "a number above 0, at most 1"),
+        ("top_p", 1.01, "a number above 0, at most 1"),
+        ("repetition_penalty", 0.0, "a number above 0"),
+        ("repetition_penalty", -1.0, "a number above 0"),
+        ("seed", -1, "a whole number from 0 up, or None"),
+        ("seed", 0.5, "a whole number from 0 up, or None"),
+        ("max_tokens", 0, "a whole number from 1 up"),
+        ("max_tokens", None, "a whole number from 1 up"),
+        ("stop", "end", "a tuple of strings, none of them empty"),
+        ("stop", ("end", ""), "a tuple of strings, none of them empty"),
+    ],
+)
+def test_options_out_of_range(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SamplingOptions(**{name: value})
+    assert str(error.value) == f"{name} is out of range: expected {expected}, found {value!r}"
+
+
+def test_updated() -> None:
+    options = SamplingOptions(top_k=3).updated({"temperature": 1, "stop": ("x",)})
+    assert options == SamplingOptions(temperature=1, top_k=3, stop=("x",))
+    with pytest.raises(ConfigError, match=r"unknown sampling option 'temprature'.*'temperature'\?"):
+        options.updated({"temprature": 1})
+    with pytest.raises(ConfigError, match="top_p is out of range"):
+        options.updated({"top_p": 7})
