@@ -60,7 +60,8 @@ def export_bundle(
     refuse_foreign_folder(output, "bundle", is_bundle)
     with whole_folder(output) as folder:
         report("loading", 0.0)
-        chat, prompts = _chat_and_prompts(checkpoint)
+        manifest = manifest_of(checkpoint)
+        prompts = _trial_prompts(checkpoint, manifest.chat)
         model = checkpoint.model()
         report("vision graph", 0.05)
         write_graph(vision_onnx_from_model(model), folder / VISION_GRAPH)
@@ -69,7 +70,7 @@ def export_bundle(
         report("verifying", 0.7)
         parity = verify(model, folder, trial_images(checkpoint.config.preprocess), prompts)
         report("sealing", 0.95)
-        manifest = _seal(folder, checkpoint, chat, parity)
+        manifest = _seal(folder, checkpoint, manifest, parity)
     report("done", 1.0)
     return manifest
 
@@ -83,21 +84,33 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / VISION_GRAPH).is_file()
 
 
-def _chat_and_prompts(checkpoint: Checkpoint) -> tuple[Chat, list[list[int]]]:
-    """The chat template's pieces, and the questions of the verification as token ids."""
-    decoder = checkpoint.config.decoder
+def manifest_of(checkpoint: Checkpoint) -> Manifest:
+    """What a bundle's manifest says of a checkpoint before there are any files.
+
+    Raises:
+        CheckpointError: a tokenizer that can't be read, or has more tokens than the decoder.
+        ExportError: a chat template that can't be taken apart.
+    """
     bos, eos = _bos_and_eos(checkpoint)
     template = checkpoint.chat_template.read_text(encoding="utf-8")
-    chat = chat_from_template(template, bos_token=bos, eos_token=eos)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=checkpoint.name,
+        notice=checkpoint.notice,
+        dialect="portable",
+        dtype="float32",
+        config=checkpoint.config,
+        chat=chat_from_template(template, bos_token=bos, eos_token=eos),
+        files={},
+        tools={},
+        parity={},
+    )
+
+
+def _trial_prompts(checkpoint: Checkpoint, chat: Chat) -> list[list[int]]:
+    """The questions of the verification as token ids."""
     tokenizer = Tokenizer(checkpoint.tokenizer, chat)
-    if tokenizer.vocab_size > decoder.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer} is not this model's",
-            expected=f"at most {decoder.vocab_size} token ids",
-            found=str(tokenizer.vocab_size),
-            fix="put the tokenizer there that the model was trained with",
-        )
-    return chat, [tokenizer.encode_turn(chat.first, question) for question in QUESTIONS]
+    return [tokenizer.encode_turn(chat.first, question) for question in QUESTIONS]
 
 
 def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
@@ -110,12 +123,20 @@ def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
             expected="a tokenizer.json of the tokenizers package",
             found=str(error),
         ) from error
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > checkpoint.config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer} is not this model's",
+            expected=f"at most {checkpoint.config.decoder.vocab_size} token ids",
+            found=str(size),
+            fix="put the tokenizer there that the model was trained with",
+        )
     ends = checkpoint.config.decoder.eos_token_ids[:1]
     first = tokenizer.encode("").tokens[:1]
     return "".join(first), "".join(tokenizer.id_to_token(end) or "" for end in ends)
 
 
-def _seal(folder: Path, checkpoint: Checkpoint, chat: Chat, parity: Parity) -> Manifest:
+def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Parity) -> Manifest:
     """Adds the files beside the graphs, and the manifest last."""
     shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     shutil.copyfile(checkpoint.chat_template, folder / CHAT_TEMPLATE)
@@ -125,14 +146,8 @@ def _seal(folder: Path, checkpoint: Checkpoint, chat: Chat, parity: Parity) -> M
     tools = {"himix-edge": himix_edge.__version__, **tools}
     card = checkpoint.model_card.read_text(encoding="utf-8").rstrip()
     (folder / MODEL_CARD).write_text(f"{card}\n\n{_export_note(tools, parity)}", encoding="utf-8")
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=checkpoint.name,
-        notice=checkpoint.notice,
-        dialect="portable",
-        dtype="float32",
-        config=checkpoint.config,
-        chat=chat,
+    manifest = dataclasses.replace(
+        manifest,
         files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
         tools=tools,
         parity=dataclasses.asdict(parity),

@@ -191,7 +191,7 @@ def _named_by_one(scene: Scene, traits: Sequence[str]) -> list[tuple[str, SceneO
 
 
 def _any_of(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    return items[rng.integers(len(items))]
+    return items[int(rng.integers(len(items)))]
 
 
 def _yes_or_no(value: bool) -> str:

@@ -92,11 +92,11 @@ def _train_step(
     outcome = task.outcome(phase.scenes, phase.asked, rng)
     if not torch.isfinite(outcome.loss):
         raise TrainingError(
-            f"the loss of phase {phase.task!r} is {float(outcome.loss)} at step {step}",
+            f"the loss of phase {phase.task!r} is {outcome.loss.item()} at step {step}",
             fix="lower its learning rate in the recipe",
         )
     optimizer.zero_grad()
-    outcome.loss.backward()  # type: ignore[no-untyped-call]
+    outcome.loss.backward()
     nn.utils.clip_grad_norm_(task.trained.parameters(), MAX_GRAD_NORM)
     optimizer.step()
     return Outcome(outcome.loss.detach(), outcome.right)

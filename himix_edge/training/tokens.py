@@ -8,8 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from himix_edge.shapes.questions import KINDS, ask
 from himix_edge.shapes.scenes import random_scene
 
-END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"  # their ids are 0, 1 and 2
-END_ID = 0
+END, USER, ASSISTANT = CONTROLS = ("<|end|>", "<|user|>", "<|assistant|>")
+END_ID, USER_ID, ASSISTANT_ID = range(3)  # control tokens come first
 VOCABULARY_LIMIT = 1024
 CORPUS_SCENES = 2000
 
@@ -29,7 +29,7 @@ def tokenizer_from_world(seed: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_LIMIT,
-        special_tokens=[AddedToken(token, special=True) for token in (END, USER, ASSISTANT)],
+        special_tokens=[AddedToken(token, special=True) for token in CONTROLS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -39,8 +39,7 @@ def tokenizer_from_world(seed: int) -> Tokenizer:
 
 def token_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
     """The prompt's and the answer's tokens, as the chat template sets them."""
-    user, assistant = tokenizer.token_to_id(USER), tokenizer.token_to_id(ASSISTANT)
-    prompt = [user, *tokenizer.encode(question).ids, assistant]
+    prompt = [USER_ID, *tokenizer.encode(question).ids, ASSISTANT_ID]
     return prompt, [*tokenizer.encode(answer).ids, END_ID]
 
 

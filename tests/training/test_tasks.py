@@ -52,7 +52,7 @@ def test_a_task_moves_its_own_part_and_nothing_else(
     task = task_from_name(name, model, tokenizer, 0)
     task.trained.requires_grad_(True)
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.5)
-    task.outcome(1, ASKED, np.random.default_rng(0)).loss.backward()  # type: ignore[no-untyped-call]
+    task.outcome(1, ASKED, np.random.default_rng(0)).loss.backward()
     optimizer.step()
     moved = {
         key.split(".")[0]
@@ -71,7 +71,7 @@ def test_steps_down_the_gradient_lower_the_loss(name: TaskName, tokenizer: Token
     for _ in range(5):
         outcome = task.outcome(1, ASKED, np.random.default_rng(0))
         optimizer.zero_grad()
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        outcome.loss.backward()
         optimizer.step()
         losses.append(outcome.loss.item())
     assert losses == sorted(losses, reverse=True)

@@ -1,0 +1,33 @@
+"""The `himix-edge` command; with the device's packages alone, `run` still works."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        import typer as _  # noqa: F401
+    except ImportError:
+        sys.exit(_device_main(sys.argv[1:]))
+    from himix_edge.cli import main as cli_main
+
+    cli_main(sys.argv[1:])
+
+
+def _device_main(arguments: list[str]) -> int:
+    from himix_edge.runtimes.__main__ import main as run
+
+    if arguments[:1] == ["run"]:
+        return run(arguments[1:])
+    print(
+        "Error: of the commands only `himix-edge run` works with a device's packages alone. "
+        "To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and export",
+        file=sys.stderr,
+    )
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The whole line at once: a recipe trained, exported, judged through its bundle, and saved."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from himix_edge.evaluation import Watch, evaluate, table
+from himix_edge.export.bundle import export_bundle
+from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
+from himix_edge.training.card import NOTICE, model_card
+from himix_edge.training.log import TrainingLog
+from himix_edge.training.loop import Progress
+from himix_edge.training.recipe import Recipe, train
+from himix_edge.training.tokens import CHAT_TEMPLATE
+
+
+def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch: Watch) -> Path:
+    """Trains, evaluates and saves; goes on where an earlier run into `output` stopped.
+
+    Args:
+        scenes: how many held-out scenes the model card's accuracy is measured on.
+
+    Returns:
+        the checkpoint's folder, within `output`.
+
+    Raises:
+        TrainingError: a state in `output` belongs to another run, or is corrupt.
+        OutputError: `output` can't be written.
+    """
+    log = TrainingLog(output)
+
+    def watch_training(progress: Progress) -> None:
+        said = log.update(progress)
+        watch(progress.phase.task, progress.step, progress.phase.steps, str(said or ""))
+
+    model, tokenizer = train(recipe, seed, output, watch_training)
+
+    def save(folder: Path, card: str) -> Path:
+        save_checkpoint(
+            folder,
+            model,
+            name=f"{recipe.config.design}-{recipe.name}-demo",
+            notice=NOTICE,
+            tokenizer_json=tokenizer.to_str(pretty=True),
+            chat_template=CHAT_TEMPLATE,
+            model_card=card,
+            dtype=torch.float16,
+        )
+        return folder
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "bundle"
+        export_bundle(read_checkpoint(save(Path(scratch) / "checkpoint", "# A trial\n")), bundle)
+        result = evaluate(bundle, scenes, None, watch)
+    card = model_card(recipe, seed, log.last, table(result), scenes)
+    return save(output / "checkpoint", card)
