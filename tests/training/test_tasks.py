@@ -63,18 +63,15 @@ def test_a_task_moves_its_own_part_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["encoder", "language", "projections", "finetune"])
-def test_steps_down_the_gradient_lower_the_loss(name: TaskName, tokenizer: Tokenizer) -> None:
+def test_a_step_down_the_gradient_lowers_the_loss(name: TaskName, tokenizer: Tokenizer) -> None:
     task = task_from_name(name, initialised_model(CONFIG, 0), tokenizer, 0)
     task.trained.requires_grad_(True)
-    optimizer = torch.optim.Adam(task.trained.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(5):
-        outcome = task.outcome(1, ASKED, np.random.default_rng(0))
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        losses.append(outcome.loss.item())
-    assert losses == sorted(losses, reverse=True)
+    optimizer = torch.optim.SGD(task.trained.parameters(), lr=1e-3)
+    before = task.outcome(1, ASKED, np.random.default_rng(0)).loss
+    before.backward()
+    optimizer.step()
+    after = task.outcome(1, ASKED, np.random.default_rng(0)).loss
+    assert after.item() < before.item()
 
 
 @pytest.mark.parametrize("design", ["himix", "uniform", "hierarchical", "vanilla"])
