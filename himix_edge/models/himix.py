@@ -46,14 +46,21 @@ class HiMix(nn.Module):
         return self.decoder.logits(hidden), present
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """Logits [B, M, V] of text about an image, nothing cached: what training looks at.
+        """Logits [B * Q, M, V] of Q texts [B * Q, M] about each of B images [B, 3, H, W]."""
+        return self.decode_texts(input_ids, self.encode(pixel_values))
 
-        Each image may have several texts: with B texts and B / Q images, the first Q texts are
-        about the first image.
+    def decode_texts(self, input_ids: Tensor, image: list[KV]) -> Tensor:
+        """Several texts about each image at once, nothing cached: what training looks at.
+
+        Args:
+            input_ids: [B * Q, M], the texts about one image after each other.
+            image: per layer [B, Hkv, N, D]
+
+        Returns:
+            logits [B * Q, M, V].
         """
-        past = self.encode(pixel_values)
-        texts = input_ids.shape[0] // pixel_values.shape[0]
-        past = [KV(*(part.repeat_interleave(texts, 0) for part in kv)) for kv in past]
+        texts = input_ids.shape[0] // image[0].key.shape[0]
+        past = [KV(*(part.repeat_interleave(texts, 0) for part in kv)) for kv in image]
         return self.decode(input_ids, past)[0]
 
     @torch.inference_mode()

@@ -132,9 +132,7 @@ def _answer_outcome(model: HiMix, image: list[KV], texts: TextBatch) -> Outcome:
 
     An answer counts as right if every token is the likeliest one, given those before it.
     """
-    questions = len(texts.kinds) // image[0].key.shape[0]  # about each scene
-    past = [KV(*(part.repeat_interleave(questions, 0) for part in kv)) for kv in image]
-    logits, _ = model.decode(texts.input_ids, past)  # [B * Q, M, V]
+    logits = model.decode_texts(texts.input_ids, image)  # [B * Q, M, V]
     losses = F.cross_entropy(
         logits.transpose(1, 2), texts.labels, ignore_index=NO_LOSS, reduction="none"
     )

@@ -66,7 +66,7 @@ def test_a_task_moves_its_own_part_and_nothing_else(
 def test_a_step_down_the_gradient_lowers_the_loss(name: TaskName, tokenizer: Tokenizer) -> None:
     task = task_from_name(name, initialised_model(CONFIG, 0), tokenizer, 0)
     task.trained.requires_grad_(True)
-    optimizer = torch.optim.SGD(task.trained.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(task.trained.parameters(), lr=1e-4)
     before = task.outcome(1, ASKED, np.random.default_rng(0)).loss
     before.backward()
     optimizer.step()
