@@ -16,7 +16,7 @@ DEMO := build/demo
 
 demo: $(READY)
 	$(BIN)/himix-edge export --output $(DEMO)/bundle
-	$(BIN)/himix-edge scene -o $(DEMO)/scene.png --seed 7
+	$(BIN)/himix-edge scene -o $(DEMO)/scene.png --seed 2
 	$(BIN)/himix-edge run --bundle $(DEMO)/bundle $(DEMO)/scene.png "describe"
 	@echo "The picture is $(DEMO)/scene.png"
 

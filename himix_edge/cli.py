@@ -139,8 +139,9 @@ def train(
     ] = "himix",
     seed: Annotated[int, typer.Option(help="The same seed, the same model.")] = 0,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="For states and, in the end, the checkpoint.")
-    ] = Path("runs/shapes"),
+        Path | None,
+        typer.Option("--output", "-o", help="For states and, in the end, the checkpoint."),
+    ] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes to judge it by in the end.")] = 2000,
 ) -> None:
     """Train a model from a seed; the same command goes on after an interrupt."""
@@ -154,11 +155,11 @@ def train(
     designs = {str(name): name for name in INJECTIONS}
     if design not in designs:
         raise ConfigError(f"no design is named {design!r}", fix=closest(design, designs))
+    chosen = RECIPES[recipe].with_design(designs[design])
+    folder = output or Path("runs") / f"{recipe}-{design}-{seed}"
     with progress.steps() as bars:
-        folder = train_checkpoint(
-            RECIPES[recipe].with_design(designs[design]), seed, output, scenes, bars.update
-        )
-    print(folder)
+        checkpoint = train_checkpoint(chosen, seed, folder, scenes, bars.update)
+    print(checkpoint)
 
 
 @app.command("eval")

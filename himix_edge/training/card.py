@@ -31,6 +31,7 @@ WHAT = {
     "cache; no pictures",
     "projections": "the paper's stage 1: the image's way into the decoder alone",
     "finetune": "the paper's stage 2: that and the decoder, encoder frozen",
+    "practice": "more of stage 2, on what it left hard",
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from himix_edge.config import HiMixConfig
 from himix_edge.errors import TrainingError
 from himix_edge.files import whole_file
 from himix_edge.training.tasks import Outcome, Task, TaskName
@@ -54,6 +57,7 @@ class Progress:
 def train_phase(
     task: Task,
     phase: Phase,
+    config: HiMixConfig,
     seed: int,
     state_path: Path,
     watch: Callable[[Progress], None],
@@ -64,6 +68,9 @@ def train_phase(
     on ends with the very weights of one that was never interrupted. The state is written once a
     minute and at the end; an interrupt costs what came after the last.
 
+    Args:
+        config: the model's; with the phase and the seed it says whose state is on disk.
+
     Raises:
         TrainingError: the state on disk is another run's, or the loss is no longer a number.
     """
@@ -71,7 +78,7 @@ def train_phase(
     optimizer = torch.optim.AdamW(
         task.trained.parameters(), lr=phase.learning_rate, betas=BETAS, weight_decay=0.0
     )
-    run = json.dumps([phase.__dict__, seed])
+    run = {"seed": seed, "phase": dataclasses.asdict(phase), "config": config.to_dict()}
     step = _load_state(state_path, run, task.trained, optimizer) if state_path.exists() else 0
     saved = time.monotonic()
     while step < phase.steps:
@@ -111,7 +118,11 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _save_state(
-    path: Path, run: str, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    run: Mapping[str, Any],
+    step: int,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.named_parameters():
@@ -120,20 +131,23 @@ def _save_state(
             if part != "step":
                 tensors[f"{part}/{name}"] = value
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"run": run, "step": str(step)})
+        save_file(tensors, temporary, metadata={"run": json.dumps(run), "step": str(step)})
 
 
-def _load_state(path: Path, run: str, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _load_state(
+    path: Path, run: Mapping[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
     """Puts weights and moments back; returns the step they belong to."""
     remedy = f"delete {path} to begin the phase anew, or train into another folder"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            if metadata["run"] != run:
+            expected, found = _facts(run), _facts(json.loads(metadata["run"]))
+            if expected != found:
                 raise TrainingError(
                     f"{path} is the state of another run",
-                    expected=run,
-                    found=metadata["run"],
+                    expected=", ".join(sorted(expected - found)),
+                    found=", ".join(sorted(found - expected)),
                     fix=remedy,
                 )
             step = int(metadata["step"])
@@ -146,6 +160,17 @@ def _load_state(path: Path, run: str, trained: nn.Module, optimizer: torch.optim
                         "exp_avg": file.get_tensor(f"exp_avg/{name}"),
                         "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
                     }
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise TrainingError(f"{path} is corrupt", found=str(error), fix=remedy) from error
     return step
+
+
+def _facts(run: Mapping[str, Any], where: str = "") -> set[str]:
+    """All that decides a run, one fact each: "seed 0", "config.decoder.hidden_size 192"."""
+    facts: set[str] = set()
+    for key, value in run.items():
+        if isinstance(value, Mapping):
+            facts |= _facts(value, f"{where}{key}.")
+        else:
+            facts.add(f"{where}{key} {json.dumps(value)}")
+    return facts

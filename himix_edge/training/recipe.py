@@ -29,9 +29,10 @@ class Recipe:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, design=design))
 
 
-# The harder kinds more than once; relations are learned last of all.
+# The harder kinds more than once; relations are learned late, counts last of all.
 ASKED = ("describe", "count", "colour", "exists", "relation", "relation", "which", "which")
-ASKED_LAST = ("describe", "count", "colour", "exists", "which", *["relation"] * 4)
+ASKED_RELATIONS = ("describe", "count", "colour", "exists", "which", *["relation"] * 4)
+ASKED_COUNTS = (*["count"] * 3, *["describe", "exists"] * 2, "colour", "relation", "which")
 
 SHAPES = Recipe(
     name="shapes",
@@ -66,7 +67,8 @@ SHAPES = Recipe(
         Phase("encoder", steps=2000, scenes=64, learning_rate=1e-3),
         Phase("language", steps=2000, scenes=24, learning_rate=1e-3, asked=ASKED),
         Phase("projections", steps=400, scenes=24, learning_rate=2e-3, asked=ASKED),
-        Phase("finetune", steps=2400, scenes=22, learning_rate=1e-3, asked=ASKED_LAST),
+        Phase("finetune", steps=2400, scenes=22, learning_rate=1e-3, asked=ASKED_RELATIONS),
+        Phase("practice", steps=700, scenes=20, learning_rate=8e-4, asked=ASKED_COUNTS),
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in (SHAPES,)}
@@ -89,5 +91,6 @@ def train(
     model = initialised_model(recipe.config, seed)
     for phase in recipe.phases:
         task = task_from_name(phase.task, model, tokenizer, seed)
-        train_phase(task, phase, seed, folder / f"{phase.task}.safetensors", watch)
+        state = folder / f"{phase.task}.safetensors"
+        train_phase(task, phase, recipe.config, seed, state, watch)
     return model.eval(), tokenizer

@@ -1,9 +1,10 @@
-"""The four things the recipe learns, one after the other; each is a loss as a function of the step.
+"""What the recipe learns, one after the other; each is a loss as a function of the step.
 
     encoder      pretraining: the encoder learns to say what each patch shows (labels.py)
     language     pretraining: the decoder learns to answer from a perfect eye's symbols
     projections  the paper's first stage: only what carries the image into the decoder is trained
     finetune     the paper's second stage: that and the decoder; the encoder stays frozen
+    practice     more of the second stage, on questions that it leaves hard
 
 The two pretrainings stand in for a pretrained CLIP and a pretrained language model; their heads and
 symbol projections are thrown away.
@@ -37,7 +38,7 @@ from himix_edge.training.data import (
 from himix_edge.training.labels import CLASSES, SYMBOLS, Labels
 
 Kinds = Sequence[str]  # of the questions that are asked about each scene
-TaskName = Literal["encoder", "language", "projections", "finetune"]
+TaskName = Literal["encoder", "language", "projections", "finetune", "practice"]
 GROUND_WEIGHT = 0.1  # of a patch without an object, against 1 for one with
 CENTRE_WEIGHT = 3.0  # of the patch that holds an object's centre
 PLACE_WEIGHT = 5.0  # of the distance to the centre, in image widths, against the class losses
@@ -72,7 +73,7 @@ def task_from_name(name: TaskName, model: HiMix, tokenizer: Tokenizer, seed: int
             return EncoderTask(model)
         if name == "language":
             return LanguageTask(model, tokenizer)
-        return AnswerTask(model, tokenizer, with_decoder=name == "finetune")
+        return AnswerTask(model, tokenizer, with_decoder=name != "projections")
 
 
 class EncoderTask:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from himix_edge.config import HiMixConfig
 from himix_edge.errors import TrainingError
 from himix_edge.training import loop
 from himix_edge.training.loop import Phase, Progress, train_phase
 from himix_edge.training.tasks import Kinds, Outcome
+from tests.tiny import tiny_config
 
+CONFIG = tiny_config()
 PHASE = Phase("encoder", steps=12, scenes=5, learning_rate=0.1)
 
 
@@ -47,7 +50,9 @@ def weights(task: LineTask) -> list[float]:
 
 def test_it_learns(tmp_path: Path) -> None:
     task = LineTask()
-    train_phase(task, dataclasses.replace(PHASE, steps=200), 0, tmp_path / "s.safetensors", ignore)
+    train_phase(
+        task, dataclasses.replace(PHASE, steps=200), CONFIG, 0, tmp_path / "s.safetensors", ignore
+    )
     assert weights(task) == pytest.approx([3.0, -1.0], abs=0.02)
 
 
@@ -56,7 +61,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
 ) -> None:
     straight = LineTask()
-    train_phase(straight, PHASE, 3, tmp_path / "straight.safetensors", ignore)
+    train_phase(straight, PHASE, CONFIG, 3, tmp_path / "straight.safetensors", ignore)
 
     def interrupt(progress: Progress) -> None:
         if progress.step == interrupted_after + 1:
@@ -65,10 +70,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     state = tmp_path / "halting.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train_phase(LineTask(), PHASE, 3, state, interrupt)
+        train_phase(LineTask(), PHASE, CONFIG, 3, state, interrupt)
     steps: list[int] = []
     resumed = LineTask()
-    train_phase(resumed, PHASE, 3, state, lambda progress: steps.append(progress.step))
+    train_phase(resumed, PHASE, CONFIG, 3, state, lambda progress: steps.append(progress.step))
     assert steps == list(range(interrupted_after + 1, PHASE.steps + 1))
     assert weights(resumed) == weights(straight)  # to the bit
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*"))
@@ -76,44 +81,51 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
 def test_a_finished_phase_is_read_not_trained(tmp_path: Path) -> None:
     first, again = LineTask(), LineTask()
-    train_phase(first, PHASE, 3, tmp_path / "s.safetensors", ignore)
+    train_phase(first, PHASE, CONFIG, 3, tmp_path / "s.safetensors", ignore)
 
     def never(_: Progress) -> None:
         raise AssertionError
 
-    train_phase(again, PHASE, 3, tmp_path / "s.safetensors", never)
+    train_phase(again, PHASE, CONFIG, 3, tmp_path / "s.safetensors", never)
     assert weights(again) == weights(first)
 
 
 def test_another_seed_trains_on_other_batches(tmp_path: Path) -> None:
     one, other = LineTask(), LineTask()
-    train_phase(one, PHASE, 1, tmp_path / "1.safetensors", ignore)
-    train_phase(other, PHASE, 2, tmp_path / "2.safetensors", ignore)
+    train_phase(one, PHASE, CONFIG, 1, tmp_path / "1.safetensors", ignore)
+    train_phase(other, PHASE, CONFIG, 2, tmp_path / "2.safetensors", ignore)
     assert weights(one) != weights(other)
 
 
 @pytest.mark.parametrize(
-    ("phase", "seed"), [(PHASE, 4), (dataclasses.replace(PHASE, learning_rate=0.2), 3)]
+    ("phase", "config", "seed", "differing"),
+    [
+        (PHASE, CONFIG, 4, "expected seed 4, found seed 3"),
+        (PHASE, tiny_config("vanilla"), 3, 'expected config.design "vanilla", found'),
+        (dataclasses.replace(PHASE, learning_rate=0.2), CONFIG, 3, "phase.learning_rate 0.2"),
+    ],
 )
-def test_the_state_of_another_run_is_refused(tmp_path: Path, phase: Phase, seed: int) -> None:
+def test_the_state_of_another_run_is_refused(
+    tmp_path: Path, phase: Phase, config: HiMixConfig, seed: int, differing: str
+) -> None:
     state = tmp_path / "s.safetensors"
-    train_phase(LineTask(), PHASE, 3, state, ignore)
-    with pytest.raises(TrainingError, match="another run"):
-        train_phase(LineTask(), phase, seed, state, ignore)
+    train_phase(LineTask(), PHASE, CONFIG, 3, state, ignore)
+    with pytest.raises(TrainingError, match=f"another run.*{differing}"):
+        train_phase(LineTask(), phase, config, seed, state, ignore)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200])
 def test_a_truncated_state_is_refused(tmp_path: Path, keep: int) -> None:
     state = tmp_path / "s.safetensors"
-    train_phase(LineTask(), PHASE, 3, state, ignore)
+    train_phase(LineTask(), PHASE, CONFIG, 3, state, ignore)
     state.write_bytes(state.read_bytes()[:keep])
     with pytest.raises(TrainingError, match="corrupt"):
-        train_phase(LineTask(), PHASE, 3, state, ignore)
+        train_phase(LineTask(), PHASE, CONFIG, 3, state, ignore)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nan at step 0"):
-        train_phase(NowhereTask(), PHASE, 0, tmp_path / "s.safetensors", ignore)
+        train_phase(NowhereTask(), PHASE, CONFIG, 0, tmp_path / "s.safetensors", ignore)
 
 
 def test_the_schedule_warms_up_and_ends_in_a_cosine(
@@ -126,7 +138,7 @@ def test_the_schedule_warms_up_and_ends_in_a_cosine(
         lambda self: rates.append(self.param_groups[0]["lr"]),
     )
     phase = dataclasses.replace(PHASE, steps=200, learning_rate=1.0)
-    train_phase(LineTask(), phase, 0, tmp_path / "s.safetensors", ignore)
+    train_phase(LineTask(), phase, CONFIG, 0, tmp_path / "s.safetensors", ignore)
     assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     for step in (6, 50, 103, 150, 199):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 6) / 194))

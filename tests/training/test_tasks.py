@@ -42,6 +42,7 @@ def snapshot(model: HiMix) -> dict[str, Tensor]:
         ("language", {"decoder"}),
         ("projections", {"injection"}),
         ("finetune", {"injection", "decoder"}),
+        ("practice", {"injection", "decoder"}),
     ],
 )
 def test_a_task_moves_its_own_part_and_nothing_else(
@@ -159,6 +160,7 @@ def test_the_shipped_recipe_is_what_the_paper_asks_for() -> None:
         "language",
         "projections",
         "finetune",
+        "practice",
     ]
     longest = text_batch(
         scene_batch(np.random.default_rng(0), 200),
