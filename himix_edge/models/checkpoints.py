@@ -141,10 +141,19 @@ def save_checkpoint(
         (temporary / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         (temporary / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         (temporary / MODEL_CARD).write_text(model_card, encoding="utf-8")
-        try:
-            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # what safetensors makes of an OSError
-            raise OSError(str(error)) from error
+        write_tensors(temporary / WEIGHTS, weights, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # what safetensors makes of an OSError
+        raise OSError(str(error)) from error
 
 
 @dataclass(frozen=True)

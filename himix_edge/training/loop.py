@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from himix_edge.config import HiMixConfig
 from himix_edge.errors import TrainingError
 from himix_edge.files import whole_file
+from himix_edge.models.checkpoints import write_tensors
 from himix_edge.training.tasks import Outcome, Task, TaskName
 
 WARMUP_RATIO = 0.03  # the paper's table 7, as are AdamW, no weight decay, and the cosine
@@ -73,6 +73,7 @@ def train_phase(
 
     Raises:
         TrainingError: the state on disk is another run's, or the loss is no longer a number.
+        OutputError: the state can't be written; the one before it stays.
     """
     task.trained.requires_grad_(True)
     optimizer = torch.optim.AdamW(
@@ -131,7 +132,7 @@ def _save_state(
             if part != "step":
                 tensors[f"{part}/{name}"] = value
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"run": json.dumps(run), "step": str(step)})
+        write_tensors(temporary, tensors, {"run": json.dumps(run), "step": str(step)})
 
 
 def _load_state(
@@ -141,7 +142,7 @@ def _load_state(
     remedy = f"delete {path} to begin the phase anew, or train into another folder"
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             expected, found = _facts(run), _facts(json.loads(metadata["run"]))
             if expected != found:
                 raise TrainingError(

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from himix_edge.config import HiMixConfig
-from himix_edge.errors import TrainingError
+from himix_edge.errors import OutputError, TrainingError
 from himix_edge.training import loop
 from himix_edge.training.loop import Phase, Progress, train_phase
 from himix_edge.training.tasks import Kinds, Outcome
@@ -121,6 +123,36 @@ def test_a_truncated_state_is_refused(tmp_path: Path, keep: int) -> None:
     state.write_bytes(state.read_bytes()[:keep])
     with pytest.raises(TrainingError, match="corrupt"):
         train_phase(LineTask(), PHASE, CONFIG, 3, state, ignore)
+
+
+def test_safetensors_that_are_no_state_are_refused(tmp_path: Path) -> None:
+    state = tmp_path / "s.safetensors"
+    save_file({"weight": torch.zeros(1, 1)}, state)
+    with pytest.raises(TrainingError, match="corrupt"):
+        train_phase(LineTask(), PHASE, CONFIG, 3, state, ignore)
+
+
+def test_a_full_disk_keeps_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "s.safetensors"
+
+    def fill_the_disk(progress: Progress) -> None:
+        if progress.step == 4:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            train_phase(LineTask(), PHASE, CONFIG, 3, state, fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+    steps: list[int] = []
+    train_phase(LineTask(), PHASE, CONFIG, 3, state, lambda progress: steps.append(progress.step))
+    assert steps[0] == 4  # step 3 was the last that could be kept
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
