@@ -1,4 +1,7 @@
-"""The `himix-edge` commands. Each is thin: what it does lives in the package it calls."""
+"""The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
+
+Here: bundles, made, looked into and asked. In `cli_lab.py`: models, trained, judged and reckoned.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Annotated
 import typer
 
 from himix_edge import __version__
+from himix_edge.cli_lab import Json, Threads, lab
 from himix_edge.contract import FileRecord, Manifest
 from himix_edge.errors import ConfigError, HimixError, closest
 
@@ -24,9 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Threads = Annotated[int | None, typer.Option(help="For ONNX Runtime; all cores by default.")]
+app.add_typer(lab)
 
 
 def main(arguments: list[str]) -> None:
@@ -82,9 +84,20 @@ def run(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder; by default the demo model's.")
+    encoder: Annotated[
+        str | None, typer.Option(help="A vision encoder: see `models`; or a folder, or a hub id.")
     ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="A language decoder, likewise; by default qwen2-0.5b.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A HiMix checkpoint; by default one trained here, or the demo model's."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="To measure a device before any training.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
     ] = None,
@@ -93,17 +106,67 @@ def export(
     """Make a bundle of a checkpoint: ONNX graphs, verified against the model, and all they need."""
     from himix_edge import bundles, progress
     from himix_edge.export.bundle import export_bundle
-    from himix_edge.models.checkpoints import read_checkpoint
+    from himix_edge.export.onnx import TORCH_DTYPES
+    from himix_edge.models.pairs import chosen_checkpoint
 
-    source = read_checkpoint(checkpoint or bundles.DEMO_CHECKPOINT)
+    types = {str(name): name for name in TORCH_DTYPES}
+    if dtype not in types:
+        raise ConfigError(f"no dtype is named {dtype!r}", fix=closest(dtype, types))
+    source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
     with progress.phases(f"Exporting {source.name}") as report:
-        manifest = export_bundle(source, folder, progress=report)
+        exported = export_bundle(source, folder, dtype=types[dtype], progress=report)
     bundles.remember_export(folder)
     if as_json:
-        print(json.dumps({"bundle": str(folder), **dataclasses.asdict(manifest)}, indent=2))
+        print(json.dumps({"bundle": str(folder), **dataclasses.asdict(exported)}, indent=2))
         return
+    manifest, made, checked = exported.manifest, exported.making, exported.checking
     print(f"{folder}: {_megabytes(manifest.files)}, equal to the model in PyTorch.")
+    print(f"made in {made.seconds:.0f} s and {made.peak_bytes / 1e6:,.0f} MB of memory, ", end="")
+    print(f"checked in {checked.seconds:.0f} s and {checked.peak_bytes / 1e6:,.0f} MB.")
+
+
+@app.command()
+def quantize(
+    bundle: Annotated[Path, typer.Argument(help="A bundle in float32.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new bundle's folder.")],
+    vision: Annotated[str | None, typer.Option(help="int8; by default as it is.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="int8 or int4; by default as it is.")] = None,
+    block_size: Annotated[int, typer.Option(help="Weights to a scale: 32, 64 or 128.")] = 32,
+    method: Annotated[
+        str, typer.Option(help="rtn, to the nearest; or gptq, by what inputs need: slower, closer.")
+    ] = "rtn",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A folder of pictures, and perhaps prompts.txt, to calibrate with."),
+    ] = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(help="Measure accuracy on so many; 500 if it is a shapes model."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
+    from himix_edge import bundles, evaluation, progress
+    from himix_edge.export.quantized_bundle import cost_table, quantize_bundle, weight_choice
+
+    choice = weight_choice(vision, decoder, block_size, method)
+    with progress.phases(f"Quantizing {bundle}") as report:
+        manifest = quantize_bundle(
+            bundle,
+            output,
+            choice,
+            calibration=calibration,
+            judge=lambda folder: evaluation.accuracies(folder, scenes),
+            progress=report,
+        )
+    bundles.remember_export(output)
+    if as_json:
+        print(json.dumps({"bundle": str(output), **dataclasses.asdict(manifest)}, indent=2))
+        return
+    before = _megabytes(Manifest.read(bundle).files)
+    print(f"{output}: {_megabytes(manifest.files)}, before {before}; {manifest.quantization}.")
+    print(cost_table(manifest.quantization))
 
 
 @app.command()
@@ -122,6 +185,8 @@ def info(
     if manifest.notice:
         print(manifest.notice)
     print(f"dialect     {manifest.dialect}, {manifest.dtype}")
+    if manifest.quantization:
+        print(f"quantized   {manifest.quantization}")
     print(f"design      {config.design}")
     print(f"image       {config.vision.image_size} px, {config.vision.num_image_tokens} tokens")
     print(f"decoder     {decoder.num_hidden_layers} layers, {decoder.hidden_size} wide")
@@ -129,84 +194,6 @@ def info(
     print("made with   " + ", ".join(f"{tool} {v}" for tool, v in manifest.tools.items()))
     for name, record in manifest.files.items():
         print(f"  {record.sha256[:12]}  {record.size:>12,}  {name}")
-
-
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Option(help="What to train: shapes.")] = "shapes",
-    design: Annotated[
-        str, typer.Option(help="himix, uniform, hierarchical or vanilla: the paper's four.")
-    ] = "himix",
-    seed: Annotated[int, typer.Option(help="The same seed, the same model.")] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="For states and, in the end, the checkpoint."),
-    ] = None,
-    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge it by in the end.")] = 2000,
-) -> None:
-    """Train a model from a seed; the same command goes on after an interrupt."""
-    from himix_edge import progress
-    from himix_edge.models.injection import INJECTIONS
-    from himix_edge.pipeline import train_checkpoint
-    from himix_edge.training.recipe import RECIPES
-
-    if recipe not in RECIPES:
-        raise ConfigError(f"no recipe is named {recipe!r}", fix=closest(recipe, RECIPES))
-    designs = {str(name): name for name in INJECTIONS}
-    if design not in designs:
-        raise ConfigError(f"no design is named {design!r}", fix=closest(design, designs))
-    chosen = RECIPES[recipe].with_design(designs[design])
-    folder = output or Path("runs") / f"{recipe}-{design}-{seed}"
-    with progress.steps() as bars:
-        checkpoint = train_checkpoint(chosen, seed, folder, scenes, bars.update)
-    print(checkpoint)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[
-        Path | None, typer.Argument(help="A bundle or a checkpoint; by default as for run.")
-    ] = None,
-    scenes: Annotated[int, typer.Option(help="How many of the held-out scenes.")] = 2000,
-    against: Annotated[
-        Path | None, typer.Option(help="Another one, to compare every answer with.")
-    ] = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a model on the shapes world: accuracy for each kind of question."""
-    from himix_edge import bundles, evaluation, progress
-
-    with progress.phases("Exporting the demo model, once") as report:
-        target = bundles.chosen_bundle(model, report)
-    with progress.steps() as bars:
-        result = evaluation.evaluate(target, scenes, threads, bars.update)
-        other = evaluation.evaluate(against, scenes, threads, bars.update) if against else None
-    if as_json:
-        print(json.dumps(evaluation.report(result, other), indent=2))
-    else:
-        print(evaluation.table(result, other))
-
-
-@app.command()
-def scene(
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file.")],
-    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels each way.", min=16, max=4096)] = 336,
-    answer: Annotated[bool, typer.Option("--answer", help="Print its true description.")] = False,
-) -> None:
-    """Draw a random scene of the demo model's world."""
-    import numpy as np
-
-    from himix_edge.files import whole_file
-    from himix_edge.shapes.questions import description
-    from himix_edge.shapes.render import render
-    from himix_edge.shapes.scenes import random_scene
-
-    drawn = random_scene(np.random.default_rng(seed))
-    with whole_file(output) as file:
-        render(drawn, size).save(file, format="PNG")
-    print(description(drawn) if answer else output)
 
 
 def _megabytes(files: Mapping[str, FileRecord]) -> str:

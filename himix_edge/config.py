@@ -5,19 +5,18 @@ Field names are Hugging Face's wherever it has one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from himix_edge.errors import ConfigError, closest
+from himix_edge.errors import ConfigError
+from himix_edge.plain import dataclass_from_dict, shown
 
 Design = Literal["himix", "uniform", "hierarchical", "vanilla"]
 ResizeMode = Literal["squash", "crop"]
-T = TypeVar("T")
+VisionFamily = Literal["clip", "siglip"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,16 @@ class PreprocessConfig:
         _positive(self, "image_size")
         if not all(0 < value < math.inf for value in self.image_std):
             raise ConfigError(
-                "image_std is off", expected="positive numbers", found=_shown(self.image_std)
+                "image_std is off", expected="positive numbers", found=shown(self.image_std)
             )
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A CLIP-type vision transformer (HF: CLIPVisionConfig).
+    """A vision transformer of the CLIP or SigLIP family (HF: CLIPVisionConfig, SiglipVisionConfig).
 
     Attributes:
+        model_type: "clip" has a class token and a norm before the first layer, "siglip" neither.
         feature_layer: whose hidden state are the vision features X_v, counted as HF counts
             `hidden_states`: -1 is the last layer's, -2 the one before, as in LLaVA.
     """
@@ -63,10 +63,16 @@ class VisionConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     feature_layer: int = -1
+    model_type: VisionFamily = "clip"
 
     def __post_init__(self) -> None:
-        _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps")
-        _divides("image_size", self.image_size, "patch_size", self.patch_size)
+        _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps", "patch_size")
+        if self.image_size < self.patch_size:
+            raise ConfigError(
+                "image_size is off",
+                expected=f"at least patch_size ({self.patch_size})",
+                found=str(self.image_size),
+            )
         _divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         if not -self.num_hidden_layers <= self.feature_layer <= -1:
             raise ConfigError(
@@ -77,8 +83,27 @@ class VisionConfig:
 
     @property
     def num_image_tokens(self) -> int:
-        """N: the patch tokens; the class token is no part of X_v."""
+        """N: the whole patches; a class token is no part of X_v."""
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the slow rotary frequencies (HF: rope_type "llama3")."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "factor", "low_freq_factor", "original_max_position_embeddings")
+        if not self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise ConfigError(
+                "high_freq_factor is off",
+                expected=f"more than low_freq_factor ({self.low_freq_factor})",
+                found=str(self.high_freq_factor),
+            )
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,7 @@ class DecoderConfig:
     attention_bias: bool = False  # on q, k and v: Qwen2
     tie_word_embeddings: bool = True
     eos_token_ids: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
@@ -105,6 +131,12 @@ class DecoderConfig:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         _divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)
         _divides("head_dim", self.head_dim, "a rotary pair", 2)
+        if wrong := [i for i in self.eos_token_ids if not 0 <= i < self.vocab_size]:
+            raise ConfigError(
+                "eos_token_ids are off",
+                expected=f"ids below vocab_size ({self.vocab_size})",
+                found=shown(wrong),
+            )
 
 
 @dataclass(frozen=True)
@@ -157,78 +189,6 @@ class HiMixConfig:
             ConfigError: an unknown, missing, mistyped or impossible field.
         """
         return dataclass_from_dict(cls, data)
-
-
-def dataclass_from_dict(cls: type[T], data: Any, where: str = "") -> T:
-    """Builds a (nested) dataclass from plain JSON data, and accepts nothing it doesn't know.
-
-    Args:
-        cls: the dataclass; its fields are numbers, strings, literals, tuples or dataclasses.
-        data: what `dataclasses.asdict` gave, perhaps by way of JSON.
-        where: the path of `data` within the whole, for error messages.
-
-    Raises:
-        ConfigError: an unknown, missing or mistyped field, by its full name.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError(
-            f"{where.rstrip('.') or cls.__name__} is off", expected="an object", found=_shown(data)
-        )
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in fields:
-            raise ConfigError(
-                f"unknown key {f'{where}{key}'!r} in {cls.__name__}", fix=closest(str(key), fields)
-            )
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{cls.__name__} lacks {', '.join(where + name for name in missing)}")
-    values = {key: _typed(hints[key], value, f"{where}{key}") for key, value in data.items()}
-    return cls(**values)
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that `hint` names, or a ConfigError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return dataclass_from_dict(typing.cast(type, hint), value, f"{where}.")
-    if origin is Literal:
-        if value in arguments:
-            return value
-        near = closest(str(value), [str(argument) for argument in arguments])
-        raise ConfigError(f"{where} can't be {value!r}", fix=near)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) == len(value):
-            return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    elif origin is dict and isinstance(value, Mapping):
-        return {
-            str(key): _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()
-        }
-    elif hint is Any:
-        return value
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an integer beyond all floats
-            return float(value)
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(f"{where} is off", expected=_hint_name(hint), found=_shown(value))
-
-
-def _hint_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _positive(config: object, *names: str) -> None:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from himix_edge.config import HiMixConfig, dataclass_from_dict
+from himix_edge.config import HiMixConfig
 from himix_edge.errors import BundleError, ConfigError
 from himix_edge.files import sha256_of
+from himix_edge.plain import dataclass_from_dict
 
 PIXEL_VALUES = "pixel_values"
 INPUT_IDS = "input_ids"
@@ -38,8 +39,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor.json"
 MODEL_CARD = "README.md"
 
-SCHEMA_VERSION = 1
-Dialect = Literal["portable"]
+SCHEMA_VERSION = 2
+Dialect = Literal["portable", "ort"]  # operators that every runtime has, or ONNX Runtime's own too
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 def past_names(layers: int) -> list[str]:
@@ -86,6 +88,30 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """In what weights are stored, and what that costs.
+
+    Attributes:
+        vision, decoder: "int8" or "int4"; None is as exported.
+        block_size: how many of the decoder's weights share a scale.
+        method: how its weights were rounded.
+        cost: against the bundle it was made from: figures by name.
+    """
+
+    vision: str | None
+    decoder: str | None
+    block_size: int | None
+    method: str | None
+    cost: dict[str, Any]
+
+    def __str__(self) -> str:
+        how = f" ({self.method}, blocks of {self.block_size})" if self.decoder else ""
+        return (
+            f"vision {self.vision or 'as exported'}, decoder {self.decoder or 'as exported'}{how}"
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json`: all that a runtime needs to know of a bundle before it opens a graph.
 
@@ -93,22 +119,25 @@ class Manifest:
         name: whose model it is, for people.
         notice: what whoever reads an answer should know of the model ("" if nothing).
         dialect: the family of runtimes that the decoder graph is for.
-        dtype: of the graphs' floating point inputs and outputs.
+        dtype: of the cache, and of the weights that are not quantized; `pixel_values` and `logits`
+            are always float32.
         files: every other file of the bundle, by its path within it.
         tools: the versions of the packages that made it.
         parity: how close the graphs came to the model: figures by name.
+        quantization: None where the weights are as exported.
     """
 
     schema_version: int
     name: str
     notice: str
     dialect: Dialect
-    dtype: Literal["float32"]
+    dtype: Dtype
     config: HiMixConfig
     chat: Chat
     files: dict[str, FileRecord]
     tools: dict[str, str]
     parity: dict[str, Any]
+    quantization: Quantization | None = None
 
     def to_json(self) -> str:
         """The text of `manifest.json`; its last field seals all the others."""

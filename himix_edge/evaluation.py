@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from himix_edge.contract import MANIFEST
+from himix_edge.contract import MANIFEST, Manifest
 from himix_edge.errors import BundleError, ConfigError, DependencyError
 from himix_edge.runtimes import Model, load
+from himix_edge.shapes.benchmark import NOTICE as SHAPES_NOTICE
 from himix_edge.shapes.benchmark import Exchange, Score, exchanges, scores
 
 Watch = Callable[[str, int, int, str], None]  # name, done, total, what there is to say
@@ -61,6 +62,20 @@ def evaluate(target: Path, scenes: int, threads: int | None, watch: Watch) -> Ev
         right = sum(exchange.right for exchange in asked) / len(asked)
         watch(str(target), done, scenes, f"{right:.1%} right")
     return Evaluation(target, asked, time.perf_counter() - start)
+
+
+def accuracies(bundle: Path, scenes: int | None) -> dict[str, float]:
+    """The accuracy by kind of question; nothing if no scenes are to be looked at.
+
+    Args:
+        scenes: None is 500 for a model of the shapes world, and none for any other.
+    """
+    if scenes is None:
+        scenes = 500 if Manifest.read(bundle).notice == SHAPES_NOTICE else 0
+    if not scenes:
+        return {}
+    result = evaluate(bundle, scenes, None, lambda *_: None)
+    return {score.kind: round(score.accuracy, 4) for score in result.scores}
 
 
 def opened(target: Path, threads: int | None = None) -> Model:

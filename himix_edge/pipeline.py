@@ -10,7 +10,9 @@ import torch
 from himix_edge.evaluation import Watch, evaluate, table
 from himix_edge.export.bundle import export_bundle
 from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
-from himix_edge.training.card import NOTICE, model_card
+from himix_edge.shapes.benchmark import NOTICE
+from himix_edge.trained import remember_checkpoint
+from himix_edge.training.card import model_card
 from himix_edge.training.log import TrainingLog
 from himix_edge.training.loop import Progress
 from himix_edge.training.recipe import Recipe, train
@@ -24,7 +26,7 @@ def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch
         scenes: how many held-out scenes the model card's accuracy is measured on.
 
     Returns:
-        the checkpoint's folder, within `output`.
+        the checkpoint's folder, within `output`; `trained_checkpoints` knows it from now on.
 
     Raises:
         TrainingError: a state in `output` belongs to another run, or is corrupt.
@@ -56,4 +58,6 @@ def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch
         export_bundle(read_checkpoint(save(Path(scratch) / "checkpoint", "# A trial\n")), bundle)
         result = evaluate(bundle, scenes, None, watch)
     card = model_card(recipe, seed, log.last, table(result), scenes)
-    return save(output / "checkpoint", card)
+    checkpoint = save(output / "checkpoint", card)
+    remember_checkpoint(checkpoint)
+    return checkpoint

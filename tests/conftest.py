@@ -1,19 +1,48 @@
-"""One checkpoint and one bundle for all tests. They are shared: copy what you change."""
+"""One checkpoint and its bundles for all tests. They are shared: copy what you change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx_ir
 import pytest
+import torch
 
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
+from himix_edge.export import bundle, onnx
 from himix_edge.export.bundle import export_bundle
 from himix_edge.models import checkpoints
+from himix_edge.models.himix import HiMix, hollow_model
 from tests import tiny
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unwritten_memory_is_nan() -> Iterator[None]:
+    """A weight that an export forgets to fill is wrong then, not right by chance."""
+
+    def poisoned(*arguments: Any) -> HiMix:
+        model = hollow_model(*arguments)
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "hollow_model", poisoned)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> checkpoints.Checkpoint:
-    return tiny.tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", tiny.tiny_config())
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny.tiny_checkpoint(folder, tiny.tiny_config())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_folder: Path) -> checkpoints.Checkpoint:
+    return checkpoints.read_checkpoint(tiny_folder)
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +52,24 @@ def tiny_bundle(
     folder = tmp_path_factory.mktemp("tiny") / "bundle"
     export_bundle(tiny_checkpoint, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def half_bundle(
+    tiny_checkpoint: checkpoints.Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same model in float16."""
+    folder = tmp_path_factory.mktemp("half") / "bundle"
+    export_bundle(tiny_checkpoint, folder, dtype="float16")
+    return folder
+
+
+@pytest.fixture
+def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the graphs from the shared bundle instead of tracing them again."""
+    for function, name in (
+        ("vision_onnx_from_weights", VISION_GRAPH),
+        ("decoder_onnx_from_weights", DECODER_GRAPH),
+    ):
+        graph = tiny_bundle / name
+        monkeypatch.setattr(bundle, function, lambda *_, graph=graph: onnx_ir.load(graph))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -15,19 +16,25 @@ from signal import SIGINT
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from himix_edge import __version__, bundles, cli
 from himix_edge.contract import Manifest
 from himix_edge.errors import ImageError
-from himix_edge.models.checkpoints import Checkpoint, read_checkpoint
+from himix_edge.export.bundle import CHECKS
+from himix_edge.models.checkpoints import read_checkpoint
+from himix_edge.models.pairs import Pair, random_pair
 from himix_edge.runtimes import load
+from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.shapes.questions import description
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import random_scene
+from himix_edge.trained import trained_checkpoints
 from himix_edge.training import recipe
 from himix_edge.training.loop import Phase
 from tests import tiny
+from tests.models.stock import write_decoder, write_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -189,23 +196,65 @@ def test_debug_shows_the_traceback(tiny_bundle: Path) -> None:
         cli.main(["run", "gone.png", "x", "--bundle", str(tiny_bundle), "--debug"])
 
 
+@pytest.mark.usefixtures("ready_graphs")
 def test_export_makes_the_bundle_that_run_then_takes(  # type: ignore[no-untyped-def]
-    himix, tiny_checkpoint: Checkpoint, picture: Path, tmp_path: Path
+    himix, tiny_folder: Path, picture: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "bundle"
-    done = himix("export", "--checkpoint", tiny_checkpoint.folder, "-o", folder)
+    done = himix("export", "--checkpoint", tiny_folder, "-o", folder)
     assert done.code == 0
-    assert done.out.startswith(f"{folder}: ")
+    first, second = done.out.splitlines()
+    size = sum(record.size for record in Manifest.read(folder).files.values())
+    assert first == f"{folder}: {size / 1e6:.1f} MB, equal to the model in PyTorch."
+    figures = r"in \d+ s and ([\d,]+) MB"
+    shown = re.fullmatch(rf"made {figures} of memory, checked {figures}\.", second)
+    assert shown
+    assert all(50 < float(peak.replace(",", "")) < 20_000 for peak in shown.groups())
     assert done.err == ""  # no terminal, no progress bar
     Manifest.read(folder).check_files(folder)
     assert bundles.last_export() == folder
     assert himix("run", picture, "describe", "--max-tokens", 2).code == 0
 
 
-def test_export_refuses_before_it_works(  # type: ignore[no-untyped-def]
-    himix, tiny_checkpoint: Checkpoint, tmp_path: Path
+def test_export_of_a_pair_with_random_weights_says_what_torch_says(  # type: ignore[no-untyped-def]
+    himix, picture: Path, tmp_path: Path
 ) -> None:
-    export = ("export", "--checkpoint", tiny_checkpoint.folder, "-o")
+    encoder, decoder, folder = tmp_path / "siglip", tmp_path / "qwen2", tmp_path / "bundle"
+    write_encoder(encoder, "SiglipVisionModel")
+    write_decoder(decoder, "qwen2-untied")
+    pair = ("--encoder", encoder, "--decoder", decoder)
+    done = himix("export", *pair, "--random-weights", "-o", folder, "--json")
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert result["bundle"] == str(folder)
+    assert result["manifest"]["name"] == "siglip-qwen2-random"
+    assert result["manifest"]["dtype"] == "float32"
+    assert result["manifest"]["config"]["vision"]["model_type"] == "siglip"
+    assert {cost["phase"] for cost in result["costs"]} >= {"vision weights", *CHECKS}
+    for cost in result["costs"]:
+        assert cost["seconds"] >= 0
+        assert cost["peak_bytes"] > 50e6
+
+    bundle = load(folder)
+    answer = bundle.generate(bundle.encode(picture), "describe", max_tokens=12)
+    text = answer.read()
+    model = random_pair(Pair(str(encoder), str(decoder))).model()
+    pixels = torch.from_numpy(pixel_values(Image.open(picture), model.config.preprocess))
+    prompt = torch.tensor([bundle.tokenizer.encode_turn(bundle.manifest.chat.first, "describe")])
+    assert prompt.shape == (1, len("describe") + 1)
+    expected = model.generate_greedy(pixels, prompt, 12)
+    assert answer.tokens == len(expected) == 12
+    assert len(set(expected)) >= 3  # not one token for ever
+    assert text == bundle.tokenizer.decode(expected)
+    asked = himix("run", picture, "describe", "--max-tokens", 12)
+    assert asked.out == f"{text}\n"
+    assert "random" in asked.err
+
+
+def test_export_refuses_before_it_works(  # type: ignore[no-untyped-def]
+    himix, tiny_folder: Path, tmp_path: Path
+) -> None:
+    export = ("export", "--checkpoint", tiny_folder, "-o")
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("dear")
@@ -217,12 +266,39 @@ def test_export_refuses_before_it_works(  # type: ignore[no-untyped-def]
     refused(himix("export", "--checkpoint", mine), saying=["is not a checkpoint", "config.json"])
 
 
-def test_ctrl_c_in_export_leaves_nothing(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "saying"),
+    [
+        (["--dtype", "float61"], ["no dtype is named 'float61'", "'float16'"]),
+        (["--dtype", "fp4"], ["no dtype is named 'fp4'"]),
+        (["--encoder", "tinyclip-93m"], ["no encoder is named", "'tinyclip-39m'"]),
+        (["--encoder", "tinyclip-39m", "--decoder", "qwen2-5b"], ["no decoder", "'qwen2-0.5b'"]),
+        (["--decoder", "qwen2-0.5b"], ["the encoder is missing", "--encoder"]),
+        (["--random-weights"], ["the encoder is missing", "--encoder"]),
+        (
+            ["--encoder", "tinyclip-39m", "--random-weights", "--checkpoint", "x"],
+            ["weights of its own", "leave out"],
+        ),
+        (
+            ["--encoder", "tinyclip-39m"],
+            ["tinyclip-39m and qwen2-0.5b are not there", "train one", "--checkpoint", "--random"],
+        ),
+    ],
+)
+def test_export_options_that_name_nothing(  # type: ignore[no-untyped-def]
+    himix, tmp_path: Path, options: list[str], saying: list[str]
+) -> None:
+    output = tmp_path / "bundle"
+    refused(himix("export", *options, "-o", output), saying=saying)
+    assert not output.exists()
+
+
+def test_ctrl_c_in_export_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "himix_edge", "export"),
-            *("--checkpoint", str(tiny_checkpoint.folder), "-o", str(place / "bundle")),
+            *("--checkpoint", str(tiny_folder), "-o", str(place / "bundle")),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -252,9 +328,9 @@ def test_info_says_what_a_bundle_is(himix, tiny_bundle: Path) -> None:  # type: 
 
 
 def test_eval_compares_a_bundle_with_its_checkpoint(  # type: ignore[no-untyped-def]
-    himix, tiny_bundle: Path, tiny_checkpoint: Checkpoint
+    himix, tiny_bundle: Path, tiny_folder: Path
 ) -> None:
-    arguments = ("eval", tiny_bundle, "--scenes", 2, "--against", tiny_checkpoint.folder)
+    arguments = ("eval", tiny_bundle, "--scenes", 2, "--against", tiny_folder)
     result = json.loads(himix(*arguments, "--json").out)
     asked = result["kinds"]["all"]["asked"]
     assert asked == sum(v["asked"] for kind, v in result["kinds"].items() if kind != "all")
@@ -289,10 +365,12 @@ def test_train_ends_with_a_checkpoint_and_its_card(  # type: ignore[no-untyped-d
     monkeypatch.setitem(recipe.RECIPES, "tiny", recipe.Recipe("tiny", config, phases))
     command = ("train", "--recipe", "tiny", "--scenes", 2, "-o", tmp_path / "run")
     done = himix(*command)
-    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoint")
-    assert (done.code, done.out) == (0, f"{checkpoint.folder}\n")
+    folder = tmp_path / "run" / "checkpoint"
+    assert (done.code, done.out) == (0, f"{folder}\n")
+    assert trained_checkpoints() == [folder]
+    checkpoint = read_checkpoint(folder)
     assert checkpoint.name == "himix-tiny-demo"
-    card = checkpoint.model_card.read_text()
+    card = checkpoint.model_card
     assert "| describe | 2 | " in card
     assert "| finetune | " in card
     weights = checkpoint.model().state_dict()
@@ -301,6 +379,6 @@ def test_train_ends_with_a_checkpoint_and_its_card(  # type: ignore[no-untyped-d
 
     assert himix(*command).code == 0  # again: everything is there, nothing is trained
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
-    again = read_checkpoint(checkpoint.folder).model().state_dict()
+    again = read_checkpoint(folder).model().state_dict()
     assert all(np.array_equal(weights[key], tensor) for key, tensor in again.items())
     refused(himix(*command, "--seed", 1), saying=["another run", "delete"])

@@ -15,7 +15,9 @@ from himix_edge.config import (
     Design,
     HiMixConfig,
     PreprocessConfig,
+    RopeScaling,
     VisionConfig,
+    VisionFamily,
 )
 from himix_edge.errors import ConfigError
 
@@ -43,6 +45,13 @@ CONFIG = HiMixConfig(
     preprocess=PreprocessConfig(image_size=112, resize="squash"),
 )
 
+SCALING = {
+    "factor": 8,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 64,
+}
+
 sizes = st.integers(1, 10_000)
 factors = st.integers(1, 16)
 numbers = st.floats(1e-300, 1e300)
@@ -55,10 +64,16 @@ json_values = st.recursive(
 
 
 @st.composite
+def rope_scalings(draw: st.DrawFn) -> RopeScaling:
+    low = draw(st.floats(1e-3, 1e3))
+    return RopeScaling(draw(numbers), low, low * draw(st.floats(1.5, 10)), draw(sizes))
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> HiMixConfig:
     patch, layers, heads = draw(factors), draw(factors), draw(factors)
     vision = VisionConfig(
-        image_size=patch * draw(factors),
+        image_size=patch * draw(factors) + draw(st.integers(0, patch - 1)),
         patch_size=patch,
         hidden_size=heads * draw(factors),
         intermediate_size=draw(sizes),
@@ -67,10 +82,11 @@ def configs(draw: st.DrawFn) -> HiMixConfig:
         hidden_act=draw(st.sampled_from(["gelu", "quick_gelu"])),
         layer_norm_eps=draw(numbers),
         feature_layer=-draw(st.integers(1, layers)),
+        model_type=draw(st.sampled_from(get_args(VisionFamily))),
     )
-    kv_heads = draw(factors)
+    kv_heads, vocab_size = draw(factors), draw(sizes)
     decoder = DecoderConfig(
-        vocab_size=draw(sizes),
+        vocab_size=vocab_size,
         hidden_size=draw(sizes),
         intermediate_size=draw(sizes),
         num_hidden_layers=draw(factors),
@@ -82,7 +98,8 @@ def configs(draw: st.DrawFn) -> HiMixConfig:
         rope_theta=draw(numbers),
         attention_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
-        eos_token_ids=tuple(draw(st.lists(sizes, max_size=3))),
+        eos_token_ids=tuple(draw(st.lists(st.integers(0, vocab_size - 1), max_size=3))),
+        rope_scaling=draw(st.none() | rope_scalings()),
     )
     preprocess = PreprocessConfig(
         image_size=vision.image_size,
@@ -149,17 +166,26 @@ def test_defaults_may_be_left_out() -> None:
         ("preprocess.image_mean", [0.5, 0.5], "preprocess.image_mean is off: "
          "expected tuple[float, float, float], found [0.5, 0.5]"),
         ("vision", [1], "vision is off: expected an object, found [1]"),
+        ("decoder.rope_scaling", 8.0, "decoder.rope_scaling is off: expected an object, found 8.0"),
+        ("decoder.rope_scaling", {**SCALING, "factor": None}, "decoder.rope_scaling.factor is off: "
+         "expected float, found None"),
+        ("decoder.rope_scaling", {**SCALING, "factr": 1}, "unknown key "
+         "'decoder.rope_scaling.factr' in RopeScaling. To mend it: did you mean 'factor'?"),
+        ("decoder.rope_scaling", {"factor": 8}, "RopeScaling lacks "
+         "decoder.rope_scaling.low_freq_factor, decoder.rope_scaling.high_freq_factor, "
+         "decoder.rope_scaling.original_max_position_embeddings"),
         # no such choice
+        ("vision.model_type", "siglp", "vision.model_type can't be 'siglp'. To mend it: "
+         "did you mean 'siglip'?"),
         ("design", "himx", "design can't be 'himx'. To mend it: did you mean 'himix'?"),
         ("preprocess.resize", "stretch", "preprocess.resize can't be 'stretch'. To mend it: "
          "use one of: squash, crop"),
         ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. To mend it: "
          "did you mean 'crop'?"),
         # impossible
-        ("vision.patch_size", 15, "image_size is off: "
-         "expected a positive multiple of patch_size (15), found 112"),
-        ("vision.patch_size", 0, "image_size is off: "
-         "expected a positive multiple of patch_size (0), found 112"),
+        ("vision.patch_size", 113, "image_size is off: "
+         "expected at least patch_size (113), found 112"),
+        ("vision.patch_size", 0, "patch_size is off: expected a positive number, found 0"),
         ("vision.num_attention_heads", 5, "hidden_size is off: "
          "expected a positive multiple of num_attention_heads (5), found 96"),
         ("vision.feature_layer", 0, "feature_layer is off: expected -4 to -1, found 0"),
@@ -171,6 +197,16 @@ def test_defaults_may_be_left_out() -> None:
         ("decoder.head_dim", 15, "head_dim is off: "
          "expected a positive multiple of a rotary pair (2), found 15"),
         ("decoder.vocab_size", -1, "vocab_size is off: expected a positive number, found -1"),
+        ("decoder.eos_token_ids", [199, 200, -1], "eos_token_ids are off: "
+         "expected ids below vocab_size (200), found [200, -1]"),
+        ("decoder.rope_scaling", {**SCALING, "factor": 0}, "factor is off: "
+         "expected a positive number, found 0.0"),
+        ("decoder.rope_scaling", {**SCALING, "low_freq_factor": 4}, "high_freq_factor is off: "
+         "expected more than low_freq_factor (4.0), found 4.0"),
+        ("decoder.rope_scaling", {**SCALING, "high_freq_factor": float("inf")},
+         "high_freq_factor is off: expected more than low_freq_factor (1.0), found inf"),
+        ("decoder.rope_scaling", {**SCALING, "original_max_position_embeddings": -1},
+         "original_max_position_embeddings is off: expected a positive number, found -1"),
         ("decoder.rms_norm_eps", float("nan"), "rms_norm_eps is off: "
          "expected a positive number, found nan"),
         ("decoder.rope_theta", float("inf"), "rope_theta is off: "
@@ -193,6 +229,19 @@ def test_bad_values_are_named(path: str, value: Any, message: str) -> None:
     assert str(error.value) == message
 
 
+def test_a_field_may_be_nothing_or_whole() -> None:
+    plain = CONFIG.to_dict()
+    assert plain["decoder"]["rope_scaling"] is None
+    assert HiMixConfig.from_dict(plain).decoder.rope_scaling is None
+    plain["decoder"]["rope_scaling"] = SCALING
+    scaled = HiMixConfig.from_dict(plain)
+    assert scaled.decoder.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+    assert type(scaled.decoder.rope_scaling.factor) is float
+    assert scaled.to_dict()["decoder"]["rope_scaling"] == SCALING
+    del plain["decoder"]["rope_scaling"]
+    assert HiMixConfig.from_dict(plain) == CONFIG
+
+
 def test_missing_fields_are_all_named() -> None:
     plain = CONFIG.to_dict()
     del plain["vision"]["image_size"], plain["vision"]["patch_size"]
@@ -213,6 +262,14 @@ def test_sizes_that_follow_from_others() -> None:
     vanilla = dataclasses.replace(CONFIG, design="vanilla")
     assert vanilla.text_offset == 64
     assert vanilla.max_text_tokens == 64
+
+
+def test_image_tokens_are_the_whole_patches() -> None:
+    """SigLIP so400m: 384 pixels are 27 patches of 14, and six pixels over; paper 4.1."""
+    siglip = dataclasses.replace(CONFIG.vision, image_size=384, patch_size=14, model_type="siglip")
+    assert siglip.num_image_tokens == 27 * 27 == 729
+    assert dataclasses.replace(siglip, patch_size=16).num_image_tokens == 576
+    assert dataclasses.replace(siglip, patch_size=384).num_image_tokens == 1
 
 
 def test_a_vanilla_context_must_have_room_for_more_than_the_image() -> None:

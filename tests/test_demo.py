@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from himix_edge import bundles, evaluation
+from himix_edge.contract import FileRecord
 from himix_edge.export.bundle import export_bundle
 from himix_edge.models.checkpoints import read_checkpoint
 from himix_edge.runtimes import Model
@@ -44,14 +45,15 @@ def greedy_tokens(model: Model, number: int, question: Question) -> list[int]:
 def test_the_weights_are_small_half_precision_and_of_the_recipe() -> None:
     checkpoint = read_checkpoint(bundles.DEMO_CHECKPOINT)
     assert checkpoint.config == SHAPES.config
-    weights = checkpoint.folder / "model.safetensors"
+    weights = bundles.DEMO_CHECKPOINT / "model.safetensors"
     assert weights.stat().st_size <= 25_000_000
+    assert checkpoint.files == {weights: FileRecord.of(weights)}
     with safe_open(weights, framework="np") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
 
 
 def test_the_card_keeps_the_targets() -> None:
-    card = read_checkpoint(bundles.DEMO_CHECKPOINT).model_card.read_text()
+    card = read_checkpoint(bundles.DEMO_CHECKPOINT).model_card
     rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+)% \| ([\d.]+)% \|$", card, re.MULTILINE)
     accuracy = {kind: float(share) / 100 for kind, _, share, _ in rows}
     assert set(accuracy) == {*KINDS, "all"}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -23,32 +22,63 @@ from himix_edge.contract import (
     TOKENIZER,
     VISION_GRAPH,
     Chat,
+    Dtype,
     FileRecord,
     Manifest,
 )
 from himix_edge.errors import CheckpointError
 from himix_edge.export.chat import chat_from_template
 from himix_edge.export.dialects import PORTABLE_OPSET
-from himix_edge.export.onnx import decoder_onnx_from_model, vision_onnx_from_model, write_graph
-from himix_edge.export.verify import QUESTIONS, Parity, trial_images, verify
+from himix_edge.export.expected import QUESTIONS, Expected, expected_from_model, trial_images
+from himix_edge.export.onnx import (
+    decoder_onnx_from_weights,
+    vision_onnx_from_weights,
+    write_graph,
+)
+from himix_edge.export.phases import PhaseCost, Phases, Progress, total
+from himix_edge.export.verify import Parity, verify
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
+from himix_edge.models.himix import model_from_weights
 from himix_edge.runtimes.tokenizer import Tokenizer
 
-Progress = Callable[[str, float], None]  # the phase that begins, and how much of all is done, 0..1
-
+CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A bundle's manifest, and what making it took."""
+
+    manifest: Manifest
+    costs: list[PhaseCost]
+
+    @property
+    def making(self) -> PhaseCost:
+        """All that was done to make the graphs."""
+        return total("making", [cost for cost in self.costs if cost.phase not in CHECKS])
+
+    @property
+    def checking(self) -> PhaseCost:
+        """All that was done to compare them with the model."""
+        return total("checking", [cost for cost in self.costs if cost.phase in CHECKS])
+
+
 def export_bundle(
-    checkpoint: Checkpoint, output: Path, *, progress: Progress | None = None
-) -> Manifest:
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    dtype: Dtype = "float32",
+    progress: Progress | None = None,
+) -> Exported:
     """Writes the bundle folder `output`, whole and verified, or not at all.
 
-    A bundle that stands there is replaced when the new one is ready.
+    A bundle that stands there is replaced when the new one is ready. The weights are read one by
+    one; only for the verification is the model in memory, once.
 
     Args:
-        progress: called when a phase begins, and with 1.0 when all is done.
+        dtype: of the weights and of the cache.
+        progress: called when a phase begins or goes on, and with 1.0 when all is done.
 
     Raises:
         OutputError: a place that can't be written, or a folder there that is no bundle.
@@ -56,27 +86,30 @@ def export_bundle(
         ExportError: a chat template that can't be taken apart, a graph that can't be made.
         ParityError: a graph that gives other numbers than the model.
     """
-    report = progress or _silent
+    phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
+    config, weights = checkpoint.config, checkpoint.weights
     with whole_folder(output) as folder:
-        report("loading", 0.0)
-        manifest = manifest_of(checkpoint)
-        prompts = _trial_prompts(checkpoint, manifest.chat)
-        model = checkpoint.model()
-        report("vision graph", 0.05)
-        write_graph(vision_onnx_from_model(model), folder / VISION_GRAPH)
-        report("decoder graph", 0.35)
-        write_graph(decoder_onnx_from_model(model), folder / DECODER_GRAPH)
-        report("verifying", 0.7)
-        parity = verify(model, folder, trial_images(checkpoint.config.preprocess), prompts)
-        report("sealing", 0.95)
+        phases.begin("checking the weights", 0.0)
+        manifest = manifest_of(checkpoint, dtype)
+        _write_texts(folder, checkpoint)
+        checkpoint.check()
+        phases.begin("vision graph", 0.05)
+        graph = vision_onnx_from_weights(config, weights, dtype)
+        phases.begin("vision weights", 0.2)
+        write_graph(graph, folder / VISION_GRAPH, lambda part: phases.within(0.2 + 0.1 * part))
+        phases.begin("decoder graph", 0.3)
+        graph = decoder_onnx_from_weights(config, weights, dtype)
+        phases.begin("decoder weights", 0.55)
+        write_graph(graph, folder / DECODER_GRAPH, lambda part: phases.within(0.55 + 0.15 * part))
+        del graph
+        phases.begin(CHECKS[0], 0.7)
+        expected = _expected(checkpoint, manifest.chat, folder)
+        phases.begin(CHECKS[1], 0.85)
+        parity = verify(expected, folder, config, dtype)
+        phases.begin("sealing", 0.95)
         manifest = _seal(folder, checkpoint, manifest, parity)
-    report("done", 1.0)
-    return manifest
-
-
-def _silent(_phase: str, _done: float) -> None:
-    pass
+    return Exported(manifest, phases.finish())
 
 
 def is_bundle(folder: Path) -> bool:
@@ -84,7 +117,7 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / VISION_GRAPH).is_file()
 
 
-def manifest_of(checkpoint: Checkpoint) -> Manifest:
+def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
     """What a bundle's manifest says of a checkpoint before there are any files.
 
     Raises:
@@ -92,41 +125,49 @@ def manifest_of(checkpoint: Checkpoint) -> Manifest:
         ExportError: a chat template that can't be taken apart.
     """
     bos, eos = _bos_and_eos(checkpoint)
-    template = checkpoint.chat_template.read_text(encoding="utf-8")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.name,
         notice=checkpoint.notice,
         dialect="portable",
-        dtype="float32",
+        dtype=dtype,
         config=checkpoint.config,
-        chat=chat_from_template(template, bos_token=bos, eos_token=eos),
+        chat=chat_from_template(checkpoint.chat_template, bos_token=bos, eos_token=eos),
         files={},
         tools={},
         parity={},
     )
 
 
-def _trial_prompts(checkpoint: Checkpoint, chat: Chat) -> list[list[int]]:
-    """The questions of the verification as token ids."""
-    tokenizer = Tokenizer(checkpoint.tokenizer, chat)
-    return [tokenizer.encode_turn(chat.first, question) for question in QUESTIONS]
+def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:
+    (folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
+    (folder / CHAT_TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8")
+    preprocess = json.dumps(dataclasses.asdict(checkpoint.config.preprocess), indent=2)
+    (folder / PREPROCESSOR).write_text(preprocess + "\n", encoding="utf-8")
+
+
+def _expected(checkpoint: Checkpoint, chat: Chat, folder: Path) -> Expected:
+    """The model loaded, asked, and let go."""
+    tokenizer = Tokenizer(folder / TOKENIZER, chat)
+    prompts = [tokenizer.encode_turn(chat.first, question) for question in QUESTIONS]
+    model = model_from_weights(checkpoint.config, checkpoint.weights)
+    return expected_from_model(model, trial_images(checkpoint.config.preprocess), prompts)
 
 
 def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
     """What the tokenizer puts before every text, and the model's first end token, or ""."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.tokenizer))
+        tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json)
     except Exception as error:  # `tokenizers` raises nothing more special
         raise CheckpointError(
-            f"cannot read {checkpoint.tokenizer}",
+            f"cannot read the tokenizer of {checkpoint.name}",
             expected="a tokenizer.json of the tokenizers package",
             found=str(error),
         ) from error
     size = max(tokenizer.get_vocab().values()) + 1
     if size > checkpoint.config.decoder.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.tokenizer} is not this model's",
+            f"the tokenizer of {checkpoint.name} is not this model's",
             expected=f"at most {checkpoint.config.decoder.vocab_size} token ids",
             found=str(size),
             fix="put the tokenizer there that the model was trained with",
@@ -137,15 +178,11 @@ def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
 
 
 def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Parity) -> Manifest:
-    """Adds the files beside the graphs, and the manifest last."""
-    shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-    shutil.copyfile(checkpoint.chat_template, folder / CHAT_TEMPLATE)
-    preprocess = json.dumps(dataclasses.asdict(checkpoint.config.preprocess), indent=2)
-    (folder / PREPROCESSOR).write_text(preprocess + "\n", encoding="utf-8")
+    """Adds the model card, and the manifest last."""
     tools = {name: metadata.version(name) for name in TOOLS}
     tools = {"himix-edge": himix_edge.__version__, **tools}
-    card = checkpoint.model_card.read_text(encoding="utf-8").rstrip()
-    (folder / MODEL_CARD).write_text(f"{card}\n\n{_export_note(tools, parity)}", encoding="utf-8")
+    card = f"{checkpoint.model_card.rstrip()}\n\n{_export_note(manifest.dtype, tools, parity)}"
+    (folder / MODEL_CARD).write_text(card, encoding="utf-8")
     manifest = dataclasses.replace(
         manifest,
         files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
@@ -156,14 +193,14 @@ def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Pari
     return manifest
 
 
-def _export_note(tools: dict[str, str], parity: Parity) -> str:
+def _export_note(dtype: Dtype, tools: dict[str, str], parity: Parity) -> str:
     """The model card's last section."""
     keys_and_values = max(closeness.error for closeness in parity.vision.values())
     versions = ", ".join(f"{name} {version}" for name, version in tools.items())
     return f"""\
 ## Export
 
-Two ONNX graphs in fp32, dialect "portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1
+Two ONNX graphs in {dtype}, dialect "portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1
 and later import), made with {versions}.
 
 Checked in ONNX Runtime against the model in PyTorch on {parity.images} images. Largest difference,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 
+from himix_edge.contract import TOKENIZER
 from himix_edge.export.bundle import manifest_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.decoder import KV
@@ -22,7 +26,10 @@ def reference_model(checkpoint: Checkpoint) -> Model:
         ExportError: a chat template that can't be taken apart.
     """
     manifest = manifest_of(checkpoint)
-    tokenizer = Tokenizer(checkpoint.tokenizer, manifest.chat)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / TOKENIZER
+        path.write_text(checkpoint.tokenizer_json, encoding="utf-8")
+        tokenizer = Tokenizer(path, manifest.chat)
     return Model(manifest, tokenizer, TorchEngine(checkpoint.model()))
 
 

@@ -1,115 +1,170 @@
 """Checkpoints: a folder with a model's config, weights, tokenizer, chat template and model card.
 
-config.json           {"name", "notice", "config": a HiMixConfig}
-model.safetensors     the weights under the model's parameter names, in fp32, fp16 or bf16
+config.json           {"name", "notice", "config": a HiMixConfig, "encoder", "decoder", "files"}
+model.safetensors     weights under the model's parameter names, in fp32, fp16 or bf16; or, as
+                      Hugging Face writes large ones, model.safetensors.index.json and its shards
 tokenizer.json        of the `tokenizers` package
 chat_template.jinja   as Hugging Face writes it
 README.md             the model card
+
+"encoder" and "decoder" may name a Hugging Face folder, or a repository of its hub: what the weights
+lack, the projections of a frozen encoder for one, comes from there, and so do the tokenizer and the
+chat template. "files" holds the sha256 and the size of every file of weights: a copy that broke off
+is told by name, and only that file need be copied again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from himix_edge.config import HiMixConfig, dataclass_from_dict
-from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER
+from himix_edge.config import HiMixConfig
+from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, FileRecord
 from himix_edge.errors import CheckpointError, ConfigError
-from himix_edge.files import refuse_foreign_folder, whole_folder
-from himix_edge.models.himix import HiMix
+from himix_edge.files import refuse_foreign_folder, sha256_of, whole_folder
+from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
+from himix_edge.models.huggingface import (
+    decoder_from_folder,
+    encoder_from_folder,
+    folder_from_source,
+)
+from himix_edge.models.weights import (
+    INDEX,
+    SHARDS,
+    SINGLE_FILE,
+    Weights,
+    misfits,
+    stored_weights,
+)
+from himix_edge.plain import dataclass_from_dict
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+MAX_SHARD_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder whose files are all there; the weights are read by `model`.
+    """All that a model is made of; its weights are read when they are asked for.
 
     Attributes:
         name: whose model it is, for people.
         notice: what whoever reads an answer should know of the model ("" if nothing).
+        weights: by the names of the model's parameters, wherever each is stored.
+        tokenizer_json, chat_template, model_card: texts.
+        files: what the files of weights must be, as far as that is known.
     """
 
-    folder: Path
     name: str
     notice: str
     config: HiMixConfig
+    weights: Weights
+    tokenizer_json: str
+    chat_template: str
+    model_card: str
+    files: Mapping[Path, FileRecord]
 
-    @property
-    def tokenizer(self) -> Path:
-        return self.folder / TOKENIZER
+    def check(self) -> None:
+        """Reads all weights.
 
-    @property
-    def chat_template(self) -> Path:
-        return self.folder / CHAT_TEMPLATE
-
-    @property
-    def model_card(self) -> Path:
-        return self.folder / MODEL_CARD
+        Raises:
+            CheckpointError: a file that was changed since it was saved; tensors that are missing,
+                unknown, misshapen or not finite: all of them.
+        """
+        for path, record in self.files.items():
+            if (digest := sha256_of(path)) != record.sha256:
+                raise CheckpointError(
+                    f"{path} is damaged",
+                    expected=f"sha256 {record.sha256[:12]}",
+                    found=digest[:12],
+                    fix="copy that file again; the others may stay",
+                )
+        expected = hollow_model(self.config).state_dict()
+        _refuse(self.name, misfits(expected, self.weights))
 
     def model(self) -> HiMix:
         """The model in fp32, whatever the weights were stored in, and in eval mode.
 
         Raises:
-            CheckpointError: weights that are no safetensors file, or tensors that are missing,
-                unknown, misshapen or not finite: all of them.
+            CheckpointError: as `check` does.
         """
-        path = self.folder / WEIGHTS
-        try:
-            stored = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot read {path}",
-                expected="a whole safetensors file",
-                found=str(error),
-                fix="copy the checkpoint again",
-            ) from error
-        model = HiMix(self.config)
-        _refuse(path, _misfits(model.state_dict(), stored))
-        model.load_state_dict(stored)  # copies, and so widens, into fp32 parameters
-        return model.eval()
+        self.check()
+        return model_from_weights(self.config, self.weights)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class _Header:
+    """What `config.json` holds."""
+
+    name: str
+    notice: str
+    config: HiMixConfig
+    encoder: str | None = None
+    decoder: str | None = None
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+
+
+def read_checkpoint(
+    folder: Path, encoder: str | None = None, decoder: str | None = None
+) -> Checkpoint:
     """Opens a checkpoint folder, and reads all of it but the weights.
 
+    Args:
+        encoder, decoder: where the weights that the folder lacks are, instead of what it says
+            itself: folders, or repositories of the Hugging Face hub.
+
     Raises:
-        CheckpointError: files that are missing (all of them), or a config that can't be used.
+        CheckpointError: files that are missing (all of them) or damaged, a config that can't be
+            used, an encoder or a decoder that can't be had.
     """
-    names = (CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, MODEL_CARD)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} is not a checkpoint",
-            expected=f"a folder with {', '.join(names)}",
-            found=f"no {', no '.join(missing)}" if folder.is_dir() else "no such folder",
-            fix="train one with: himix-edge train --recipe shapes",
-        )
+    header = _header(folder)
+    encoder, decoder = encoder or header.encoder, decoder or header.decoder
+    texts = [MODEL_CARD] if decoder else [TOKENIZER, CHAT_TEMPLATE, MODEL_CARD]
+    _require_files(folder, header, texts)
+    weights: Weights = stored_weights(folder)
+    lacking = hollow_model(header.config).state_dict().keys() - weights.keys()
+    if encoder and any(name.startswith("vision.") for name in lacking):
+        place, layer = folder_from_source(encoder), header.config.vision.feature_layer
+        weights = {**encoder_from_folder(place, layer).weights, **weights}
+    tokenizer, template = folder / TOKENIZER, folder / CHAT_TEMPLATE
+    own_texts = tokenizer.is_file() and template.is_file()
+    chat_template = template.read_text(encoding="utf-8") if own_texts else ""
+    if decoder and (not own_texts or any(name.startswith("decoder.") for name in lacking)):
+        base = decoder_from_folder(folder_from_source(decoder))
+        weights = {**base.weights, **weights}
+        if not own_texts:
+            tokenizer, chat_template = base.tokenizer, base.chat_template
+    return Checkpoint(
+        name=header.name,
+        notice=header.notice,
+        config=header.config,
+        weights=weights,
+        tokenizer_json=tokenizer.read_text(encoding="utf-8"),
+        chat_template=chat_template,
+        model_card=(folder / MODEL_CARD).read_text(encoding="utf-8"),
+        files={folder / name: record for name, record in header.files.items()},
+    )
+
+
+def checkpoint_config(folder: Path) -> HiMixConfig | None:
+    """The config of a checkpoint folder, or None if it is none that can be read."""
     try:
-        header = dataclass_from_dict(_Header, json.loads((folder / CONFIG).read_bytes()))
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(
-            f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
-        ) from error
-    return Checkpoint(folder, header.name, header.notice, header.config)
+        return _header(folder).config
+    except CheckpointError:
+        return None
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `read_checkpoint` can open a folder."""
-    try:
-        read_checkpoint(folder)
-    except CheckpointError:
-        return False
-    return True
+    """Whether a folder is, or once was, a checkpoint."""
+    return checkpoint_config(folder) is not None
 
 
 def save_checkpoint(
@@ -134,14 +189,15 @@ def save_checkpoint(
     """
     refuse_foreign_folder(folder, "checkpoint", is_checkpoint)
     weights = {key: tensor.to(dtype).contiguous() for key, tensor in model.state_dict().items()}
-    _refuse(folder / WEIGHTS, _misfits(weights, weights))
-    header = dataclasses.asdict(_Header(name, notice, model.config))
+    _refuse(name, (f"{key} is not finite" for key, w in weights.items() if not w.isfinite().all()))
     with whole_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         (temporary / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         (temporary / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         (temporary / MODEL_CARD).write_text(model_card, encoding="utf-8")
-        write_tensors(temporary / WEIGHTS, weights, {"format": "pt"})
+        _write_shards(temporary, weights)
+        files = {file.name: FileRecord.of(file) for file in _files_of_weights(temporary)}
+        header = dataclasses.asdict(_Header(name, notice, model.config, files=files))
+        (temporary / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -156,34 +212,58 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise OSError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What `config.json` holds."""
-
-    name: str
-    notice: str
-    config: HiMixConfig
+def _write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    try:
+        save_torch_state_dict(dict(weights), folder, max_shard_size=MAX_SHARD_BYTES)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
-def _misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    """Every way in which the tensors found are not the ones expected, in words."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            yield f"{name} is missing"
-        elif name not in expected:
-            yield f"{name} is unknown"
-        elif found[name].shape != expected[name].shape:
-            yield f"{name} is {list(found[name].shape)}, not {list(expected[name].shape)}"
-        elif not found[name].is_floating_point():
-            yield f"{name} is {found[name].dtype}, not floating point"
-        elif not bool(found[name].isfinite().all()):
-            yield f"{name} is not finite"
-
-
-def _refuse(path: Path, misfits: Iterator[str]) -> None:
-    if found := "; ".join(misfits):
+def _header(folder: Path) -> _Header:
+    if not (folder / CONFIG).is_file():
+        raise _not_a_checkpoint(folder, [CONFIG, SINGLE_FILE, TOKENIZER, CHAT_TEMPLATE, MODEL_CARD])
+    try:
+        return dataclass_from_dict(_Header, json.loads((folder / CONFIG).read_bytes()))
+    except (ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"the weights in {path} don't fit their config",
+            f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
+        ) from error
+
+
+def _require_files(folder: Path, header: _Header, texts: list[str]) -> None:
+    """Checks that all files are there, and that those of weights are of their size."""
+    sizes = {name: record.size for name, record in header.files.items()}
+    weights = list(sizes) or ([] if (folder / INDEX).is_file() else [SINGLE_FILE])
+    if not all((folder / name).is_file() for name in (*weights, *texts)):
+        raise _not_a_checkpoint(folder, [CONFIG, *weights, *texts])
+    found = {name: (folder / name).stat().st_size for name in sizes}
+    if damaged := [name for name in sizes if found[name] != sizes[name]]:
+        raise CheckpointError(
+            f"{folder} is damaged",
+            expected=", ".join(f"{name} of {sizes[name]} bytes" for name in damaged),
+            found=", ".join(f"{found[name]} bytes" for name in damaged),
+            fix=f"copy {', '.join(damaged)} again; the other files may stay",
+        )
+
+
+def _not_a_checkpoint(folder: Path, names: list[str]) -> CheckpointError:
+    missing = [name for name in names if not (folder / name).is_file()]
+    return CheckpointError(
+        f"{folder} is not a checkpoint",
+        expected=f"a folder with {', '.join(names)}",
+        found=f"no {', no '.join(missing)}" if folder.is_dir() else "no such folder",
+        fix="train one with: himix-edge train --recipe shapes",
+    )
+
+
+def _files_of_weights(folder: Path) -> list[Path]:
+    return sorted(path for pattern in (SINGLE_FILE, SHARDS, INDEX) for path in folder.glob(pattern))
+
+
+def _refuse(name: str, problems: Iterable[str]) -> None:
+    if found := "; ".join(problems):
+        raise CheckpointError(
+            f"the weights of {name} don't fit its config",
             found=found,
-            fix=f"use the {WEIGHTS} and {CONFIG} of one and the same model",
+            fix="use the weights and the config of one and the same model",
         )

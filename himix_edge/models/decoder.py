@@ -6,6 +6,7 @@ References: transformers' `modeling_llama.py` and `modeling_qwen2.py`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class DecoderModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.rotary = Rotary(config)
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, past: list[KV] | None
@@ -116,6 +117,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KV]:
         batch, length, _ = x.shape
         query = rotated(split_heads(self.q_proj(x), self.heads), angles)  # [B, H, M, D]
+        query = query * self.head_dim**-0.5  # here, not after the product, which overflows fp16
         key, value = self.keys_and_values(x)
         key = rotated(key, angles)
         if past is not None:
@@ -125,7 +127,7 @@ class Attention(nn.Module):
         # The queries that share a key head stand below each other, so that keys are never repeated.
         rows = self.heads // self.kv_heads * length  # G * M
         query = query.reshape(batch, self.kv_heads, rows, self.head_dim)  # [B, Hkv, G * M, D]
-        scores = query @ key.transpose(2, 3) * self.head_dim**-0.5  # [B, Hkv, G * M, P + M]
+        scores = query @ key.transpose(2, 3)  # [B, Hkv, G * M, P + M]
         scores = scores.reshape(batch, self.heads, length, -1)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.float().softmax(-1).to(value.dtype)
@@ -164,17 +166,35 @@ class RMSNorm(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding: position_ids [B, M] -> cos, sin [B, 1, M, D], in fp32."""
 
-    inverse_frequencies: Tensor
+    inverse_frequencies: Tensor  # [D / 2]
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inverse_frequencies", theta**-exponents, persistent=False)
+        self.register_buffer("inverse_frequencies", inverse_frequencies(config), persistent=False)
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_ids[:, None, :, None].float() * self.inverse_frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
+
+
+def inverse_frequencies(config: DecoderConfig) -> Tensor:
+    """Angle per position of each rotary pair: [D / 2], in fp32 (HF: `modeling_rope_utils`).
+
+    With Llama 3's scaling, pairs that turn often within the original context stay as they are,
+    those that turn seldom are slowed by `factor`, and between the two one goes over into the other.
+
+    Computed, not loaded, and so real even where weights are on the meta device.
+    """
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1 / config.rope_theta ** (pairs / config.head_dim)
+    if (scaling := config.rope_scaling) is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_max_position_embeddings / wavelengths
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

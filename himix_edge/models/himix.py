@@ -9,6 +9,7 @@ from himix_edge.config import HiMixConfig
 from himix_edge.models.decoder import KV, Decoder
 from himix_edge.models.injection import injection_from_config
 from himix_edge.models.vision import VisionEncoder
+from himix_edge.models.weights import Weights
 
 
 class HiMix(nn.Module):
@@ -77,3 +78,30 @@ class HiMix(nn.Module):
             logits, cache = self.decode(torch.tensor([[tokens[-1]]]), cache)
             tokens.append(int(logits[0, -1].argmax()))
         return tokens
+
+
+def hollow_model(config: HiMixConfig, dtype: torch.dtype = torch.float32) -> HiMix:
+    """A model whose weights nobody has written yet: to trace, or to fill.
+
+    Memory that was never written is only promised by the system: of a model of any size this
+    takes next to none.
+    """
+    with torch.device("meta"):
+        model = HiMix(config)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=dtype)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+    return model.eval()
+
+
+def model_from_weights(config: HiMixConfig, weights: Weights) -> HiMix:
+    """The model in fp32, in eval mode; at no time in memory more than once.
+
+    Args:
+        weights: one for every parameter, of its shape; see `weights.misfits`.
+    """
+    model = hollow_model(config)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name].read())
+    return model

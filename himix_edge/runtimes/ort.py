@@ -14,7 +14,12 @@ from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
 from himix_edge.runtimes.kvcache import Cache
 
 Shape = tuple[int | None, ...]  # None where the contract leaves a dimension open
-TENSOR_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+TENSOR_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+}
 
 
 class OrtEngine:
@@ -46,7 +51,15 @@ class OrtEngine:
             raise ConfigError(
                 "threads is out of range", expected="a whole number from 1 up", found=repr(threads)
             )
+        if manifest.dtype == "bfloat16":
+            raise BundleError(
+                f"ONNX Runtime on a CPU can't run {bundle}",
+                expected="float32 or float16",
+                found="bfloat16",
+                fix="export it again with --dtype float32",
+            )
         self._ort = onnxruntime
+        self._cache_type = np.dtype(manifest.dtype)
         self._config = config = manifest.config
         decoder = config.decoder
         layers, slots = decoder.num_hidden_layers, config.vision.num_image_tokens
@@ -60,7 +73,7 @@ class OrtEngine:
         self._vision = self._session(
             bundle / contract.VISION_GRAPH,
             threads,
-            inputs={contract.PIXEL_VALUES: (manifest.dtype, (None, 3, size, size))},
+            inputs={contract.PIXEL_VALUES: ("float32", (None, 3, size, size))},
             outputs=kv(self._present, slots),
         )
         self._decoder = self._session(
@@ -72,7 +85,7 @@ class OrtEngine:
                 **kv(self._past, None),
             },
             outputs={
-                contract.LOGITS: (manifest.dtype, (None, 1, decoder.vocab_size)),
+                contract.LOGITS: ("float32", (None, 1, decoder.vocab_size)),
                 **kv(self._present, None),
             },
         )
@@ -106,7 +119,7 @@ class OrtEngine:
 
     def _no_image(self) -> VisionKV:
         decoder = self._config.decoder
-        empty = np.zeros((1, decoder.num_key_value_heads, 0, decoder.head_dim), dtype=np.float32)
+        empty = np.zeros((1, decoder.num_key_value_heads, 0, decoder.head_dim), self._cache_type)
         return VisionKV(tuple(self._value(empty) for _ in self._past), slots=0)
 
     def _value(self, array: FloatArray | IntArray) -> Any:

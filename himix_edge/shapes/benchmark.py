@@ -13,6 +13,10 @@ from himix_edge.shapes.questions import KINDS, Question, ask, is_right
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import Scene, random_scene
 
+NOTICE = (
+    "It knows only its own world, one to four plain shapes on a plain ground "
+    "(draw one with: himix-edge scene); of any other picture it talks nonsense."
+)
 HELD_OUT = 20_000_003  # the seed of all held-out scenes; no training batch is drawn from it
 Answerer = Callable[[Image.Image, Sequence[str]], Sequence[str]]  # a picture, questions -> answers
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from himix_edge.config import HiMixConfig
+from himix_edge.shapes.benchmark import NOTICE
 from himix_edge.training.log import LogLine
 from himix_edge.training.loop import Phase
 from himix_edge.training.recipe import Recipe
-
-NOTICE = (
-    "It knows only its own world, one to four plain shapes on a plain ground "
-    "(draw one with: himix-edge scene); of any other picture it talks nonsense."
-)
 
 COLUMNS = (
     "phase",
@@ -49,7 +45,7 @@ def model_card(
     return f"""\
 # {recipe.config.design}-{recipe.name}-demo
 
-The built-in demo model of himix-edge. {NOTICE}
+A demo model of himix-edge. {NOTICE}
 
 {_architecture(recipe.config)}
 
@@ -60,8 +56,7 @@ out for the test. The world is described in `docs/shapes.md`.
 
 ## Training
 
-Nothing was pretrained elsewhere: the first two phases stand in for a pretrained encoder and a
-pretrained language model. AdamW, no weight decay, 3 % warm-up, cosine decay, as in the paper's
+{_beginning(recipe)} AdamW, no weight decay, 3 % warm-up, cosine decay, as in the paper's
 table 7. The command that does it again:
 
     himix-edge train --recipe {recipe.name} --design {recipe.config.design} --seed {seed}
@@ -87,6 +82,14 @@ No text, no photographs, no overlapping objects, no other shapes or colours, Eng
 
 Apache-2.0, like the project; trained on data that the project draws itself.
 """
+
+
+def _beginning(recipe: Recipe) -> str:
+    if recipe.encoder:
+        return f"The encoder is that of `{recipe.encoder.name}`, frozen; all else begins at random."
+    return """\
+Nothing was pretrained elsewhere: the first two phases stand in for a pretrained encoder and a
+pretrained language model."""
 
 
 def _architecture(config: HiMixConfig) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from himix_edge.bundles import DEMO_CHECKPOINT
 from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.models.checkpoints import read_checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.training.loop import Phase, Progress, train_phase
 from himix_edge.training.tasks import initialised_model, task_from_name
@@ -18,11 +20,17 @@ from himix_edge.training.tokens import END_ID, tokenizer_from_world
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a run ends with, but the seed."""
+    """All that decides what a run ends with, but the seed.
+
+    Attributes:
+        encoder: a checkpoint whose trained encoder the run begins with, as the paper's begin with
+            SigLIP; None begins with a random one.
+    """
 
     name: str
     config: HiMixConfig
     phases: tuple[Phase, ...]
+    encoder: Path | None = None
 
     def with_design(self, design: Design) -> Recipe:
         """The same recipe for another of the paper's designs."""
@@ -32,6 +40,7 @@ class Recipe:
 # The harder kinds more than once; relations are learned late, counts last of all.
 ASKED = ("describe", "count", "colour", "exists", "relation", "relation", "which", "which")
 ASKED_RELATIONS = ("describe", "count", "colour", "exists", "which", *["relation"] * 4)
+ASKED_ALIKE = (*["describe", "count", "relation"] * 2, "colour", "exists", "which")
 ASKED_COUNTS = (*["count"] * 3, *["describe", "exists"] * 2, "colour", "relation", "which")
 
 SHAPES = Recipe(
@@ -71,7 +80,18 @@ SHAPES = Recipe(
         Phase("practice", steps=700, scenes=20, learning_rate=8e-4, asked=ASKED_COUNTS),
     ),
 )
-RECIPES = {recipe.name: recipe for recipe in (SHAPES,)}
+# For comparing the paper's four designs on two cores: the same encoder, less of everything.
+ABLATION = Recipe(
+    name="shapes-ablation",
+    config=SHAPES.config,
+    phases=(
+        Phase("language", steps=1000, scenes=12, learning_rate=1e-3, asked=ASKED),
+        Phase("projections", steps=200, scenes=12, learning_rate=2e-3, asked=ASKED_ALIKE),
+        Phase("finetune", steps=1400, scenes=12, learning_rate=1e-3, asked=ASKED_ALIKE),
+    ),
+    encoder=DEMO_CHECKPOINT,
+)
+RECIPES = {recipe.name: recipe for recipe in (SHAPES, ABLATION)}
 
 
 def train(
@@ -89,6 +109,9 @@ def train(
     """
     tokenizer = tokenizer_from_world(seed)
     model = initialised_model(recipe.config, seed)
+    if recipe.encoder:
+        pretrained = read_checkpoint(recipe.encoder).model()
+        model.vision.load_state_dict(pretrained.vision.state_dict())
     for phase in recipe.phases:
         task = task_from_name(phase.task, model, tokenizer, seed)
         state = folder / f"{phase.task}.safetensors"

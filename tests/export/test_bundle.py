@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 import onnx
-import onnx_ir
 import pytest
 from onnx import numpy_helper
 from tokenizers import AddedToken, Tokenizer, processors
 
 import himix_edge
-from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Chat, Manifest, Turn
+from himix_edge.contract import DECODER_GRAPH, Chat, Manifest, Turn
 from himix_edge.errors import (
     BundleError,
     CheckpointError,
@@ -29,10 +28,11 @@ from himix_edge.errors import (
 )
 from himix_edge.export import bundle
 from himix_edge.export.bundle import export_bundle
-from himix_edge.export.verify import Parity, verify
+from himix_edge.export.verify import BOUNDS, Parity, verify
 from himix_edge.files import sha256_of
 from himix_edge.models.checkpoints import Checkpoint
 from tests import tiny
+from tests.export.conftest import Exported
 
 FILES = [
     "README.md",
@@ -46,22 +46,11 @@ FILES = [
 ]
 
 
-@pytest.fixture
-def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the graphs from the shared bundle instead of tracing them again."""
-    for function, name in (
-        ("vision_onnx_from_model", VISION_GRAPH),
-        ("decoder_onnx_from_model", DECODER_GRAPH),
-    ):
-        graph = tiny_bundle / name
-        monkeypatch.setattr(bundle, function, lambda _, graph=graph: onnx_ir.load(graph))
-
-
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 
-def test_all_of_it_is_there(tiny_checkpoint: Checkpoint, tiny_bundle: Path) -> None:
+def test_all_of_it_is_there(tiny_folder: Path, tiny_bundle: Path) -> None:
     assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = Manifest.read(tiny_bundle)
     manifest.check_files(tiny_bundle)
@@ -77,7 +66,7 @@ def test_all_of_it_is_there(tiny_checkpoint: Checkpoint, tiny_bundle: Path) -> N
         **{name: metadata.version(name) for name in bundle.TOOLS},
     }
     for name in ("tokenizer.json", "chat_template.jinja"):
-        assert sha256_of(tiny_bundle / name) == sha256_of(tiny_checkpoint.folder / name)
+        assert sha256_of(tiny_bundle / name) == sha256_of(tiny_folder / name)
     preprocessor = json.loads((tiny_bundle / "preprocessor.json").read_text())
     assert preprocessor["image_size"] == 28
     assert preprocessor == json.loads(json.dumps(manifest.config.to_dict()["preprocess"]))
@@ -95,6 +84,27 @@ def test_figures_of_the_verification_are_kept(tiny_bundle: Path) -> None:
     assert card.startswith("# tiny\n\n## Export\n")
     assert f"{parity['decoder']['logits']['error']:.1e} in the logits" in card
     assert f"torch {metadata.version('torch')}" in card
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_bundles_say_so(half_bundle: Path, bfloat: Exported, dtype: str) -> None:
+    folder = {"float16": half_bundle, "bfloat16": bfloat.folder}[dtype]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder)
+    assert (manifest.dialect, manifest.dtype) == ("portable", dtype)
+    error, cosine = BOUNDS[manifest.dtype]
+    assert (manifest.parity["max_error"], manifest.parity["min_cosine"]) == (error, cosine)
+    for part in ("vision", "decoder"):
+        for figures in manifest.parity[part].values():
+            assert 1e-5 < figures["error"] < error  # rounded, and not by more than that
+    assert f"Two ONNX graphs in {dtype}" in (folder / "README.md").read_text()
+
+
+def test_float16_takes_half_the_room(tiny_bundle: Path, half_bundle: Path) -> None:
+    for name in ("decoder.onnx.data", "vision.onnx.data"):
+        sizes = [(folder / name).stat().st_size for folder in (half_bundle, tiny_bundle)]
+        assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -122,15 +132,41 @@ def test_missing_and_truncated_files_are_found(
         Manifest.read(copy).check_files(copy)
 
 
+PHASES = [
+    "checking the weights",
+    "vision graph",
+    "vision weights",
+    "decoder graph",
+    "decoder weights",
+    "asking the model in PyTorch",
+    "comparing in ONNX Runtime",
+    "sealing",
+]
+
+
 @pytest.mark.usefixtures("ready_graphs")
 def test_progress_goes_forward_to_the_end(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     heard: list[tuple[str, float]] = []
-    export_bundle(tiny_checkpoint, tmp_path / "bundle", progress=lambda *call: heard.append(call))
-    phases = ["loading", "vision graph", "decoder graph", "verifying", "sealing", "done"]
-    assert [phase for phase, _ in heard] == phases
+    exported = export_bundle(
+        tiny_checkpoint, tmp_path / "bundle", progress=lambda *call: heard.append(call)
+    )
+    assert list(dict.fromkeys(phase for phase, _ in heard)) == [*PHASES, "done"]
     done = [fraction for _, fraction in heard]
     assert (done[0], done[-1]) == (0.0, 1.0)
     assert done == sorted(done)
+    for phase in ("vision weights", "decoder weights"):
+        within = [fraction for name, fraction in heard if name == phase]
+        assert len(set(within)) > 10  # a call for every weight
+        assert within[-1] == heard[[name for name, _ in heard].index(phase) + len(within)][1]
+
+    assert exported.manifest == Manifest.read(tmp_path / "bundle")
+    assert [cost.phase for cost in exported.costs] == PHASES
+    making = [cost for cost in exported.costs if cost.phase not in bundle.CHECKS]
+    checking = [cost for cost in exported.costs if cost.phase in bundle.CHECKS]
+    for whole, parts in ((exported.making, making), (exported.checking, checking)):
+        assert whole.seconds == pytest.approx(sum(cost.seconds for cost in parts))
+        assert whole.peak_bytes == max(cost.peak_bytes for cost in parts) > 50e6
+    assert len(making) + len(checking) == len(PHASES)
 
 
 @pytest.mark.usefixtures("ready_graphs")
@@ -149,9 +185,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where the export begins to work."""
 
     def work(_: Checkpoint) -> None:
-        raise AssertionError("the weights were loaded")
+        raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(Checkpoint, "model", work)
+    monkeypatch.setattr(Checkpoint, "check", work)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -171,11 +207,11 @@ class TestRefusedBeforeTheWork:
             export_bundle(tiny_checkpoint, output)
         assert output.read_text() == "mine"
 
-    def test_the_checkpoint_itself(self, tiny_checkpoint: Checkpoint) -> None:
-        before = contents(tiny_checkpoint.folder)
+    def test_the_checkpoint_itself(self, tiny_checkpoint: Checkpoint, tiny_folder: Path) -> None:
+        before = contents(tiny_folder)
         with pytest.raises(OutputError, match="another folder"):
-            export_bundle(tiny_checkpoint, tiny_checkpoint.folder)
-        assert contents(tiny_checkpoint.folder) == before
+            export_bundle(tiny_checkpoint, tiny_folder)
+        assert contents(tiny_folder) == before
 
     def test_a_place_below_a_file(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -231,10 +267,10 @@ class TestCutShort:
     def test_by_ctrl_c(
         self, tiny_checkpoint: Checkpoint, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(_: object) -> None:
+        def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(bundle, "decoder_onnx_from_model", interrupted)
+        monkeypatch.setattr(bundle, "decoder_onnx_from_weights", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export_bundle(tiny_checkpoint, place)
 
@@ -262,12 +298,12 @@ class TestCutShort:
     def test_by_wrong_numbers(
         self, tiny_checkpoint: Checkpoint, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def sabotaged(model: object, folder: Path, *rest: object) -> Parity:
+        def sabotaged(expected: object, folder: Path, *rest: object) -> Parity:
             graph = onnx.load(folder / DECODER_GRAPH)
             [norm] = [w for w in graph.graph.initializer if w.name == "decoder.model.norm.weight"]
             norm.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(norm) * 1.01, norm.name))
             onnx.save(graph, folder / DECODER_GRAPH)
-            return verify(model, folder, *rest)  # type: ignore[arg-type]
+            return verify(expected, folder, *rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(bundle, "verify", sabotaged)
         with pytest.raises(ParityError, match=r"^decoder\.onnx .* in logits, the worst"):
@@ -275,8 +311,8 @@ class TestCutShort:
 
     def test_by_broken_weights(self, place: Path, tmp_path: Path) -> None:
         checkpoint = tiny.tiny_checkpoint(tmp_path / "checkpoint", tiny.tiny_config())
-        os.truncate(checkpoint.folder / "model.safetensors", 1000)
-        with pytest.raises(CheckpointError, match="cannot read"):
+        os.truncate(tmp_path / "checkpoint" / "model.safetensors", 1000)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
             export_bundle(checkpoint, place)
 
 
@@ -293,6 +329,6 @@ def test_bos_is_what_the_tokenizer_begins_with(tmp_path: Path) -> None:
         tokenizer_json=tokenizer.to_str(),
         chat_template="{{ bos_token }}" + tiny.CHAT_TEMPLATE,
     )
-    manifest = export_bundle(checkpoint, tmp_path / "bundle")
+    manifest = export_bundle(checkpoint, tmp_path / "bundle").manifest
     assert manifest.chat.first == Turn("<|user|><|user|>", "<|assistant|>")
     assert manifest.chat.next == Turn("<|end|><|user|>", "<|assistant|>")

@@ -22,6 +22,28 @@ QWEN2 = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# In the manner of Qwen2.5's, which has a branch for tools, and looks ahead for a system message.
+QWEN25 = """{%- if tools %}
+    {{- '<|im_start|>system\\n# Tools\\n' }}
+    {%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- elif messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first)
+        or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- raise_exception("no tools here") }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 # TinyLlama's (zephyr), with the line breaks that trim_blocks and lstrip_blocks are there for.
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}
@@ -59,11 +81,18 @@ LLAMA32 = (
 {%- if not tools is defined %}
     {%- set tools = none %}
 {%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
 {{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
 {%- if tools is not none %}
     {{- "Environment: ipython\\n" }}
 {%- endif %}
 {{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
 {{- "<|eot_id|>" }}
 """
     + """{%- for message in messages %}
@@ -113,6 +142,12 @@ VICUNA_SYSTEM = "A chat between a curious user and an artificial intelligence as
             Turn(QWEN2_SYSTEM + CHATML_USER, CHATML_CUE),
             Turn("<|im_end|>\n" + CHATML_USER, CHATML_CUE),
             id="qwen2",
+        ),
+        pytest.param(
+            QWEN25,
+            Turn(QWEN2_SYSTEM + CHATML_USER, CHATML_CUE),
+            Turn("<|im_end|>\n" + CHATML_USER, CHATML_CUE),
+            id="qwen2.5",
         ),
         pytest.param(
             ZEPHYR,

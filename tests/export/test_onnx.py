@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -18,25 +19,59 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
+from himix_edge.config import HiMixConfig, RopeScaling
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Dtype
 from himix_edge.errors import ExportError
 from himix_edge.export.dialects import PORTABLE_OPERATORS, require_portable
+from himix_edge.export.expected import Array
 from himix_edge.export.graphs import DecoderGraph, VisionGraph, WideProjections, flat
 from himix_edge.export.onnx import (
-    decoder_onnx_from_model,
+    TORCH_DTYPES,
+    decoder_onnx_from_weights,
     interrupts_held,
     onnx_from_module,
-    vision_onnx_from_model,
+    vision_onnx_from_weights,
     write_graph,
 )
-from himix_edge.export.verify import Graphs
+from himix_edge.export.verify import Closeness, DecoderSession, VisionSession
 from himix_edge.files import sha256_of
 from himix_edge.models.checkpoints import Checkpoint
+from himix_edge.models.himix import HiMix
+from himix_edge.models.weights import Weight, held_weights
+from tests.export.conftest import Exported
 from tests.models.reference import random_ids, random_tensor
 from tests.tiny import tiny_config, tiny_model
-from tests.tolerances import GRAPH_LOGITS, WIDE_PROJECTIONS
+from tests.tolerances import GRAPH_LOGITS, HALF_GRAPH, WIDE_PROJECTIONS
 
 GRAPHS = (VISION_GRAPH, DECODER_GRAPH)
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """A bundle, the type of its weights, and the model it was made from."""
+
+    dtype: Dtype
+    folder: Path
+    model: HiMix
+
+    @property
+    def torch(self) -> torch.dtype:
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def onnx(self) -> onnx_ir.DataType:
+        return onnx_ir.DataType[{"float32": "FLOAT"}.get(self.dtype, self.dtype.upper())]
+
+
+@pytest.fixture(params=DTYPES)
+def typed(request: pytest.FixtureRequest, tiny_checkpoint: Checkpoint) -> Typed:
+    if request.param == "bfloat16":
+        bfloat: Exported = request.getfixturevalue("bfloat")
+        return Typed("bfloat16", bfloat.folder, bfloat.checkpoint.model())
+    names = {"float32": "tiny_bundle", "float16": "half_bundle"}
+    folder = request.getfixturevalue(names[request.param])
+    return Typed(request.param, folder, tiny_checkpoint.model())
 
 
 def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[str | int]]:
@@ -117,23 +152,49 @@ def test_embeddings_that_are_the_head_too_are_stored_once(tiny_bundle: Path) -> 
     assert wide == ["decoder.model.embed_tokens.weight"]
 
 
-def test_the_same_model_gives_the_same_bytes(
-    tiny_checkpoint: Checkpoint, tiny_bundle: Path, tmp_path: Path
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """A weight that notes its name whenever it is read."""
+
+    name: str
+    weight: Weight
+    log: list[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def read(self) -> Tensor:
+        self.log.append(self.name)
+        return self.weight.read()
+
+    def problem(self) -> str | None:
+        return self.weight.problem()
+
+
+def test_the_same_model_gives_the_same_bytes_and_large_weights_are_read_once(
+    tiny_checkpoint: Checkpoint,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    model = tiny_checkpoint.model()
-    write_graph(vision_onnx_from_model(model), tmp_path / VISION_GRAPH)
-    write_graph(decoder_onnx_from_model(model), tmp_path / DECODER_GRAPH)
+    read: list[str] = []
+    held = held_weights(tiny_checkpoint.model())  # as against those of the file
+    weights = {name: Counted(name, weight, read) for name, weight in held.items()}
+    vision = vision_onnx_from_weights(tiny_checkpoint.config, weights)
+    decoder = decoder_onnx_from_weights(tiny_checkpoint.config, weights)
+    large = [name for name, weight in held.items() if weight.read().numel() > 1024]
+    assert len(large) > 10
+    assert not set(read) & set(large)  # what the passes look at is small
+    written: list[float] = []
+    write_graph(vision, tmp_path / VISION_GRAPH, written.append)
+    write_graph(decoder, tmp_path / DECODER_GRAPH)
+    assert {name: read.count(name) for name in large} == dict.fromkeys(large, 1)
+    assert written == sorted(written)
+    assert len(written) > 10
+    assert written[-1] == 1.0
     for name in (*GRAPHS, *(f"{graph}.data" for graph in GRAPHS)):
         assert sha256_of(tmp_path / name) == sha256_of(tiny_bundle / name), name
-
-
-def test_exporting_says_nothing_and_leaves_the_model_as_it_was(
-    tiny_checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
-) -> None:
-    model = tiny_checkpoint.model()
-    before = model.vision.model.config._attn_implementation
-    vision_onnx_from_model(model)
-    assert model.vision.model.config._attn_implementation == before != "eager"
     assert capfd.readouterr() == ("", "")
 
 
@@ -158,8 +219,10 @@ def test_all_layers_projections_are_one_product(
 def test_vision_graph_module_is_the_model_s_encode(tiny_checkpoint: Checkpoint) -> None:
     model = tiny_checkpoint.model()
     pixels = random_tensor(2, 3, 28, 28)
+    before = model.vision.model.config._attn_implementation
     for found, part in zip(VisionGraph(model)(pixels), flat(model.encode(pixels)), strict=True):
         torch.testing.assert_close(found, part, rtol=0, atol=GRAPH_LOGITS)
+    assert model.vision.model.config._attn_implementation == before != "eager"
 
 
 @pytest.mark.parametrize(
@@ -168,30 +231,42 @@ def test_vision_graph_module_is_the_model_s_encode(tiny_checkpoint: Checkpoint) 
 def test_decoder_numbers_at_every_open_size(
     tiny_checkpoint: Checkpoint, tiny_bundle: Path, batch: int, tokens: int, past: int
 ) -> None:
-    model = tiny_checkpoint.model()
-    check_decoder(DecoderGraph(model), Graphs(tiny_bundle, model.config), batch, tokens, past)
+    check_decoder(tiny_checkpoint.model(), tiny_bundle / DECODER_GRAPH, batch, tokens, past)
 
 
 DECODERS: dict[str, dict[str, Any]] = {
-    "qwen2": {"attention_bias": True, "tie_word_embeddings": False, "rope_theta": 1e6},
-    "llama": {"num_key_value_heads": 4, "tie_word_embeddings": False, "rms_norm_eps": 1e-5},
-    "wide heads": {"num_key_value_heads": 1, "head_dim": 24},
+    "qwen2": {
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "rope_theta": 1e6,
+        "num_key_value_heads": 4,
+    },
+    "llama 3": {
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500.0,
+        "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32),
+    },
 }
 
 
 @pytest.mark.parametrize("changes", DECODERS.values(), ids=DECODERS)
-def test_other_decoders(tiny_bundle: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_other_decoders(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = tiny_model(tiny_config(**changes))
-    shutil.copy(tiny_bundle / VISION_GRAPH, tmp_path)
-    shutil.copy(tiny_bundle / f"{VISION_GRAPH}.data", tmp_path)
-    write_graph(decoder_onnx_from_model(model), tmp_path / DECODER_GRAPH)
-    check_decoder(DecoderGraph(model), Graphs(tmp_path, model.config), 2, 3, 5)
-    check_decoder(DecoderGraph(model), Graphs(tmp_path, model.config), 1, 1, 8)
+    path = tmp_path / DECODER_GRAPH
+    write_graph(decoder_onnx_from_weights(model.config, held_weights(model)), path)
+    check_decoder(model, path, 2, 3, 5)
+    check_decoder(model, path, 1, 1, 8)
+    if model.config.decoder.rope_scaling:
+        plain = tiny_model(tiny_config(**{**changes, "rope_scaling": None}))
+        with pytest.raises(AssertionError, match=r"logits"):  # so the scaling is in the graph
+            check_decoder(plain, path, 2, 3, 5)
 
 
-def check_decoder(module: DecoderGraph, graphs: Graphs, batch: int, tokens: int, past: int) -> None:
+def check_decoder(model: HiMix, path: Path, batch: int, tokens: int, past: int) -> None:
     """Random ids, positions and cache through both; each input is another."""
-    config = graphs.config.decoder
+    config = model.config.decoder
     ids, positions = random_ids(batch, tokens, 300), random_ids(batch, tokens, 50, seed=1)
     shape = (batch, config.num_key_value_heads, past, config.head_dim)
     slots = [random_tensor(*shape, seed=seed) for seed in range(4)]
@@ -199,13 +274,179 @@ def check_decoder(module: DecoderGraph, graphs: Graphs, batch: int, tokens: int,
     for i, slot in enumerate(slots):
         feeds[f"past_key_values.{i // 2}.{('key', 'value')[i % 2]}"] = slot.numpy()
     names = ["logits"] + [f"present.{i}.{part}" for i in range(2) for part in ("key", "value")]
-    found = graphs.decoder.run(names, feeds)
+    found = DecoderSession(path, model.config).session.run(names, feeds)
     with torch.inference_mode():
-        expected = module(ids, positions, slots)
+        expected = DecoderGraph(model)(ids, positions, slots)
     assert found[0].shape == (batch, 1, 300)
     assert found[1].shape == (*shape[:2], past + tokens, shape[3])
     for name, array, tensor in zip(names, found, expected, strict=True):
         np.testing.assert_allclose(array, tensor, rtol=0, atol=GRAPH_LOGITS, err_msg=name)
+
+
+def siglip() -> HiMixConfig:
+    """Four whole patches of 7 and two pixels over; the features are those before the last layer."""
+    config = tiny_config()
+    vision = dataclasses.replace(
+        config.vision,
+        model_type="siglip",
+        image_size=30,
+        patch_size=7,
+        num_hidden_layers=3,
+        feature_layer=-2,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+    )
+    return HiMixConfig(
+        vision, config.decoder, dataclasses.replace(config.preprocess, image_size=30)
+    )
+
+
+def test_siglip_and_another_feature_layer(tmp_path: Path) -> None:
+    model = tiny_model(siglip())
+    path = tmp_path / VISION_GRAPH
+    write_graph(vision_onnx_from_weights(model.config, held_weights(model)), path)
+    pixels = random_tensor(2, 3, 30, 30)
+    with torch.inference_mode():
+        expected = flat(model.encode(pixels))
+    for batch in (pixels, pixels[:1]):
+        found = VisionSession(path, model.config).encode(batch.numpy())
+        for array, tensor in zip(found, expected, strict=True):
+            assert array.shape == (len(batch), 2, 16, 8)
+            np.testing.assert_allclose(array, tensor[: len(batch)], rtol=0, atol=GRAPH_LOGITS)
+    names = {value.name for value in onnx.load(path, load_external_data=False).graph.initializer}
+    assert any("layers.1." in name for name in names)
+    assert not any("layers.2." in name for name in names)  # the layer above is not there
+
+
+# types
+
+
+def shown_types(values: list[onnx.ValueInfoProto]) -> dict[str, int]:
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def test_pixels_and_logits_are_float32_and_the_cache_is_the_dtype(typed: Typed) -> None:
+    vision, decoder = (
+        onnx.load(typed.folder / name, load_external_data=False).graph for name in GRAPHS
+    )
+    wide, own, ids = onnx.TensorProto.FLOAT, int(typed.onnx), onnx.TensorProto.INT64
+    parts = [f"{i}.{part}" for i in range(2) for part in ("key", "value")]
+    cache = {f"present.{part}": own for part in parts}
+    assert shown_types(list(vision.input)) == {"pixel_values": wide}
+    assert shown_types(list(vision.output)) == cache
+    assert shown_types(list(decoder.input)) == {
+        "input_ids": ids,
+        "position_ids": ids,
+        **{f"past_key_values.{part}": own for part in parts},
+    }
+    assert shown_types(list(decoder.output)) == {"logits": wide, **cache}
+
+
+def as_float(tensor: Any) -> Array:
+    """Of a type that numpy may lack."""
+    wide: Array = tensor.numpy().astype(np.float32)
+    return wide
+
+
+def test_every_weight_is_the_model_s_in_the_dtype(typed: Typed) -> None:
+    """And none is what the memory held in which the graph was traced."""
+    expected = {name: tensor.to(typed.torch) for name, tensor in typed.model.state_dict().items()}
+    projections = [f"injection.layers.{i}.{part}_proj.weight" for i in (0, 1) for part in "kv"]
+    expected["injection.weight"] = torch.cat([expected.pop(name) for name in projections])
+    positions = expected.pop("vision.model.embeddings.position_embedding.weight")
+    patches = "vision.model.embeddings.patch_embedding.weight"
+    found = set()
+    for graph in GRAPHS:
+        for name, value in onnx_ir.load(typed.folder / graph).graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None
+            if tensor.dtype == onnx_ir.DataType.INT64:
+                continue
+            array = as_float(tensor)
+            assert np.isfinite(array).all(), name
+            own = name.removesuffix(".T")
+            if own in expected:
+                weight = expected[own].float()
+                assert np.array_equal(array, weight.T if name != own else weight), name
+                assert tensor.dtype == typed.onnx
+                found.add(own)
+            elif array.shape == (1, *positions.shape):
+                assert np.array_equal(array[0], positions.float())
+                assert tensor.dtype == typed.onnx
+            elif array.shape == expected[patches].shape:  # widened: see `WidePatches`
+                assert typed.dtype == "bfloat16"
+                assert tensor.dtype == onnx_ir.DataType.FLOAT
+                assert np.array_equal(array, expected[patches].float())
+                found.add(patches)
+            elif name == "decoder.model.rotary.inverse_frequencies":
+                assert tensor.dtype == onnx_ir.DataType.FLOAT
+                rotary = typed.model.decoder.model.rotary
+                assert np.array_equal(array, rotary.inverse_frequencies)
+            else:
+                assert array.size == 1, name  # a constant of the formulas
+    assert found == expected.keys()
+
+
+WIDE = {"Pow", "ReduceMean", "Sqrt", "Reciprocal", "Softmax", "Sin", "Cos"}
+
+
+def test_norms_and_softmax_are_in_float32_and_products_in_the_dtype(typed: Typed) -> None:
+    seen = set()
+    for name in GRAPHS:
+        model = onnx.load(typed.folder / name, load_external_data=False)
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        values = (*graph.input, *graph.output, *graph.value_info)
+        types = {value.name: value.type.tensor_type.elem_type for value in values}
+        types |= {weight.name: weight.data_type for weight in graph.initializer}
+        for node in graph.node:
+            if node.op_type in WIDE:
+                assert types[node.input[0]] == onnx.TensorProto.FLOAT, node
+            elif node.op_type == "LayerNormalization":
+                stash = [a.i for a in node.attribute if a.name == "stash_type"]
+                assert stash in ([], [1])  # in float32 within: ONNX's own default
+            elif node.op_type in ("MatMul", "Gemm"):
+                assert {types[name] for name in node.input} == {int(typed.onnx)}, node
+            seen.add(node.op_type)
+    assert seen > WIDE | {"LayerNormalization", "MatMul"}
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight"),
+    [
+        (VISION_GRAPH, "vision.model.pre_layrnorm.weight"),
+        (DECODER_GRAPH, "decoder.model.embed_tokens.weight"),
+    ],
+)
+def test_norms_of_values_whose_squares_overflow_float16(
+    half_bundle: Path, tiny_checkpoint: Checkpoint, tmp_path: Path, graph: str, weight: str
+) -> None:
+    factor = 500.0
+    model = tiny_checkpoint.model()
+    model.get_parameter(weight).mul_(factor)
+    assert float(model.get_parameter(weight).square().max()) > 2 * 65504
+
+    for suffix in ("", ".data"):
+        shutil.copy(half_bundle / f"{graph}{suffix}", tmp_path)
+    changed = onnx_ir.load(half_bundle / graph)
+    value = changed.graph.initializers[weight]
+    assert value.const_value is not None
+    value.const_value = onnx_ir.tensor(value.const_value.numpy() * np.float16(factor), name=weight)
+    onnx_ir.save(changed, tmp_path / graph)
+
+    pixels, ids = random_tensor(1, 3, 28, 28), random_ids(1, 5, 300)
+    slots = [random_tensor(1, 2, 4, 8, seed=seed) for seed in range(4)]
+    with torch.inference_mode():
+        if graph == VISION_GRAPH:
+            expected = flat(model.encode(pixels))
+            found = VisionSession(tmp_path / graph, model.config).encode(pixels.numpy())
+        else:
+            expected = DecoderGraph(model)(ids, torch.arange(5)[None], slots)
+            session = DecoderSession(tmp_path / graph, model.config)
+            logits, present = session.step(ids.numpy(), [slot.half().numpy() for slot in slots])
+            found = [logits[:, None], *present]
+    for array, tensor in zip(found, expected, strict=True):
+        closeness = Closeness.of(array, tensor.numpy())
+        assert closeness.error < HALF_GRAPH
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -226,6 +467,7 @@ def test_foreign_operators_are_named() -> None:
         onnx_from_module(
             Bits(),
             (torch.zeros(2, 2, dtype=torch.int64),),
+            {},
             input_names=["x"],
             output_names=["y"],
             dynamic_shapes=({0: Dim("batch")},),
@@ -251,6 +493,7 @@ def test_what_torch_cannot_trace_is_one_error() -> None:
         onnx_from_module(
             Branch(),
             (torch.zeros(2, 2),),
+            {},
             input_names=["x"],
             output_names=["y"],
             dynamic_shapes=({0: Dim("batch")},),

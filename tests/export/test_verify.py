@@ -9,38 +9,50 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from himix_edge.config import Design
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
 from himix_edge.errors import ExportError, ParityError
-from himix_edge.export.onnx import vision_onnx_from_model, write_graph
-from himix_edge.export.verify import Array, Closeness, Graphs, trial_images, verify
+from himix_edge.export.expected import Array, Expected, expected_from_model, trial_images
+from himix_edge.export.onnx import vision_onnx_from_weights, write_graph
+from himix_edge.export.verify import BOUNDS, Closeness, DecoderSession, Parity, verify
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import HiMix
+from himix_edge.models.weights import held_weights
+from tests.export.conftest import Exported
 from tests.tiny import tiny_config, tiny_model
 
 PROMPTS = [[1, 40, 41, 42, 2], [1, 50, 2]]
-Verified = Callable[[], object]
+CONFIG = tiny_config()
+Step = tuple[Array, list[Array]]
+
+
+def asked(model: HiMix) -> Expected:
+    return expected_from_model(model, trial_images(model.config.preprocess), PROMPTS)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Checkpoint) -> HiMix:
-    return tiny_checkpoint.model()
+def expected(tiny_checkpoint: Checkpoint) -> Expected:
+    return asked(tiny_checkpoint.model())
+
+
+def copied(bundle: Path, folder: Path) -> Path:
+    """The two graphs, to be tampered with."""
+    folder.mkdir()
+    for name in (VISION_GRAPH, DECODER_GRAPH):
+        shutil.copy(bundle / name, folder)
+        shutil.copy(bundle / f"{name}.data", folder)
+    return folder
 
 
 @pytest.fixture
 def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """The two graphs, to be tampered with."""
-    for name in (VISION_GRAPH, DECODER_GRAPH):
-        shutil.copy(tiny_bundle / name, tmp_path)
-        shutil.copy(tiny_bundle / f"{name}.data", tmp_path)
-    return tmp_path
+    return copied(tiny_bundle, tmp_path / "graphs")
 
 
-def check(model: HiMix, folder: Path) -> object:
-    return verify(model, folder, trial_images(model.config.preprocess), PROMPTS)
+def check(expected: Expected, folder: Path) -> Parity:
+    return verify(expected, folder, CONFIG, "float32")
 
 
 def tamper(path: Path, weight: str, change: Callable[[Array], Array]) -> None:
@@ -51,20 +63,20 @@ def tamper(path: Path, weight: str, change: Callable[[Array], Array]) -> None:
     onnx.save(graph, path)
 
 
-def test_trial_images_are_preprocessed_pictures(model: HiMix) -> None:
-    images = trial_images(model.config.preprocess)
-    assert [image.shape for image in images] == [(1, 3, 28, 28)] * 4
-    assert all(image.std() > 0.05 for image in images)
-    assert not any(np.array_equal(images[0], image) for image in images[1:])
-
-
 @pytest.mark.parametrize("design", ["himix", "uniform", "hierarchical", "vanilla"])
-def test_every_design_is_verified(model: HiMix, folder: Path, design: Design) -> None:
-    other = tiny_model(tiny_config(design))
-    other.decoder.load_state_dict(model.decoder.state_dict())  # whose graph stands in the folder
-    write_graph(vision_onnx_from_model(other), folder / VISION_GRAPH)
-    parity = verify(other, folder, trial_images(other.config.preprocess), PROMPTS)
-    assert (parity.images, parity.prompts) == (4, 2)
+def test_every_design_is_verified(
+    tiny_checkpoint: Checkpoint, folder: Path, design: Design
+) -> None:
+    model = tiny_checkpoint.model()  # whose graphs stand in the folder
+    if design != "himix":
+        other = tiny_model(tiny_config(design))
+        other.decoder.load_state_dict(model.decoder.state_dict())
+        model = other
+        graph = vision_onnx_from_weights(model.config, held_weights(model))
+        write_graph(graph, folder / VISION_GRAPH)
+    parity = verify(asked(model), folder, model.config, "float32")
+    assert (parity.images, parity.prompts) == (3, 2)
+    assert (parity.max_error, parity.min_cosine) == (1e-4, 1 - 1e-7)
     assert list(parity.vision) == [
         "present.0.key",
         "present.0.value",
@@ -79,14 +91,14 @@ def test_every_design_is_verified(model: HiMix, folder: Path, design: Design) ->
     assert parity.greedy_tokens_equal == parity.greedy_tokens
 
 
-def test_the_right_layer_is_blamed(model: HiMix, folder: Path) -> None:
+def test_the_right_layer_is_blamed(expected: Expected, folder: Path) -> None:
     def scaled(weight: Array) -> Array:  # [d_v, L * 2 * Hkv * D]: layer 1's values come last
         weight[:, -16:] *= 1.01
         return weight
 
     tamper(folder / VISION_GRAPH, "injection.weight.T", scaled)
     with pytest.raises(ParityError, match=r"^vision\.onnx .*1\.0e-02 .* in present\.1\.value"):
-        check(model, folder)
+        check(expected, folder)
 
 
 @pytest.mark.parametrize(
@@ -96,79 +108,160 @@ def test_the_right_layer_is_blamed(model: HiMix, folder: Path) -> None:
         ("decoder.model.layers.0.self_attn.k_proj.weight.T", "present.0.key"),
     ],
 )
-def test_the_decoder_is_blamed(model: HiMix, folder: Path, weight: str, blamed: str) -> None:
+def test_the_decoder_is_blamed(expected: Expected, folder: Path, weight: str, blamed: str) -> None:
     def flipped(values: Array) -> Array:
         values[..., 3] *= -1
         return values
 
     tamper(folder / DECODER_GRAPH, weight, flipped)
     with pytest.raises(ParityError, match=rf"^decoder\.onnx .* in {blamed}, the worst"):
-        check(model, folder)
+        check(expected, folder)
 
 
-def test_a_small_error_is_an_error(model: HiMix, folder: Path) -> None:
+def test_a_small_error_is_an_error(expected: Expected, folder: Path) -> None:
     tamper(folder / VISION_GRAPH, "injection.weight.T", lambda weight: weight * 1.0002)
     with pytest.raises(ParityError, match=r"at most 0\.0001 .*found 2\.0e-04"):
-        check(model, folder)
+        check(expected, folder)
 
 
-def test_numbers_that_are_none(model: HiMix, folder: Path) -> None:
+def test_numbers_that_are_none(expected: Expected, folder: Path) -> None:
     tamper(folder / DECODER_GRAPH, "decoder.model.norm.weight", lambda weight: weight * np.nan)
     with pytest.raises(ParityError, match=r"^decoder\.onnx .*inf .* in logits"):
-        check(model, folder)
+        check(expected, folder)
+
+
+def test_keys_that_are_no_numbers_are_called_that(expected: Expected, folder: Path) -> None:
+    weight = "decoder.model.layers.0.self_attn.k_proj.weight.T"
+    tamper(folder / DECODER_GRAPH, weight, lambda weight: weight * np.nan)
+    with pytest.raises(ParityError, match=r"^decoder\.onnx gives other numbers.*found inf"):
+        check(expected, folder)
 
 
 def test_a_graph_of_another_model(folder: Path) -> None:
     other = tiny_model(tiny_config())
-    torch.nn.init.normal_(other.vision.model.embeddings.class_embedding)
+    other.vision.model.embeddings.patch_embedding.weight.neg_()
     with pytest.raises(ParityError, match=r"^vision\.onnx gives other numbers"):
-        check(other, folder)
+        check(asked(other), folder)
 
 
-def test_other_tokens_fail(model: HiMix, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    greedy = Graphs.generate_greedy
+@pytest.mark.parametrize("name", ["present.0.key", "present.1.value"])
+def test_a_cache_whose_old_slots_change(expected: Expected, folder: Path, name: str) -> None:
+    """By less than any bound: what is cached is cached."""
+    model = onnx.load(folder / DECODER_GRAPH)
+    past = name.replace("present", "past_key_values")
+    [concat] = [node for node in model.graph.node if name in node.output]
+    assert concat.input[0] == past
+    concat.input[0] = "moved"
+    moved = helper.make_node("Mul", [past, "factor"], ["moved"])
+    model.graph.node.insert(0, moved)
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array(1 + 1e-6, np.float32), "factor")
+    )
+    onnx.save(model, folder / DECODER_GRAPH)
+    with pytest.raises(ParityError, match=rf"already held.*found others in {name}"):
+        check(expected, folder)
 
-    def wrong(self: Graphs, *args: object) -> list[int]:
-        tokens = greedy(self, *args)  # type: ignore[arg-type]
-        tokens[3] = (tokens[3] + 1) % 300
-        return tokens
 
-    monkeypatch.setattr(Graphs, "generate_greedy", wrong)
-    with pytest.raises(ParityError, match=r"expected token \d+ after 3 tokens"):
-        check(model, folder)
+def changed_step(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Array], Array]) -> None:
+    """`change` gets the number of each step of the greedy answers, and its logits [B, V]."""
+    calls = -8  # before them 4 pairs of image and prompt, a prefill and a decode each
+    step = DecoderSession.step
+
+    def changed(self: DecoderSession, ids: Array, past: list[Array]) -> Step:
+        nonlocal calls
+        logits, present = step(self, ids, past)
+        calls += 1
+        return (logits if calls < 1 else change(calls, logits)), present
+
+    monkeypatch.setattr(DecoderSession, "step", changed)
 
 
-def test_a_tie_may_fall_either_way(
-    model: HiMix, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_tokens_fail(
+    expected: Expected, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said = expected.greedy[0]
+    other = int(said.logits[3].argmin())
+
+    def fourth(call: int, logits: Array) -> Array:
+        if call == 4:
+            logits[0, other] = 1e3
+        return logits
+
+    changed_step(monkeypatch, fourth)
+    with pytest.raises(ParityError, match="other tokens than the model") as error:
+        check(expected, folder)
+    assert error.value.expected == f"token {said.tokens[3]} after 3 tokens of the answer"
+    assert str(error.value.found).startswith(f"token {other}, whose logit is ")
+
+
+def test_every_greedy_token_is_compared(
+    expected: Expected, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+
+    def listen(call: int, logits: Array) -> Array:
+        fed.append(call)
+        return logits
+
+    changed_step(monkeypatch, listen)
+    parity = check(expected, folder)
+    assert len(fed) == sum(len(greedy.tokens) for greedy in expected.greedy)
+    assert parity.greedy_tokens == parity.greedy_tokens_equal == len(fed)
+
+
+def test_a_tie_may_fall_either_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model's two likeliest tokens have one logit, either is its greedy choice."""
     other = tiny_model(tiny_config())
-    other.load_state_dict(model.state_dict())
     embeddings = other.decoder.model.embed_tokens.weight
-    image, prompt = trial_images(other.config.preprocess)[0], PROMPTS[0]
-    chosen = other.generate_greedy(torch.from_numpy(image), torch.tensor([prompt]), 1)[0]
+    chosen = asked(other).greedy[0].tokens[0]
     twin = 299 if chosen != 299 else 298
     embeddings[twin] = embeddings[chosen]
-    tamper(
-        folder / DECODER_GRAPH,
-        "decoder.model.embed_tokens.weight",
-        lambda _: embeddings.numpy().copy(),
-    )
-    greedy = Graphs.generate_greedy
+    twins = embeddings.numpy().copy()
+    tamper(folder / DECODER_GRAPH, "decoder.model.embed_tokens.weight", lambda _: twins)
+    expected = asked(other)
+    token = expected.greedy[0].tokens[0]
+    assert token in (chosen, twin)
 
-    def twins(self: Graphs, *args: object) -> list[int]:
-        swap = {chosen: twin, twin: chosen}
-        return [swap.get(t, t) for t in greedy(self, *args)]  # type: ignore[arg-type]
+    def nudged(call: int, logits: Array) -> Array:
+        if call == 1:
+            logits[0, chosen + twin - token] += 1e-6 * np.abs(logits).max()
+        return logits
 
-    monkeypatch.setattr(Graphs, "generate_greedy", twins)
-    parity = verify(other, folder, trial_images(other.config.preprocess), PROMPTS)
-    assert parity.greedy_tokens_equal < parity.greedy_tokens
+    changed_step(monkeypatch, nudged)
+    parity = check(expected, folder)
+    rest = sum(len(greedy.tokens) for greedy in expected.greedy[1:])
+    # The first answer is compared no further: from there on the two answers are different texts.
+    assert (parity.greedy_tokens, parity.greedy_tokens_equal) == (1 + rest, rest)
 
 
-def test_a_graph_that_cannot_be_run(model: HiMix, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("graph", "weight"),
+    [
+        (VISION_GRAPH, "injection.weight.T"),
+        (DECODER_GRAPH, "decoder.model.layers.1.mlp.down_proj.weight.T"),
+    ],
+)
+def test_a_bfloat16_graph_is_verified_by_its_own_bounds(
+    bfloat: Exported, tmp_path: Path, graph: str, weight: str
+) -> None:
+    folder = copied(bfloat.folder, tmp_path / "graphs")
+    files = sorted(folder.iterdir())
+    model = bfloat.checkpoint.model()
+    expected = asked(model)
+    parity = verify(expected, folder, model.config, "bfloat16")
+    assert (parity.max_error, parity.min_cosine) == BOUNDS["bfloat16"]
+    worst = max(closeness.error for closeness in parity.decoder.values())
+    assert 1e-3 < worst < 5e-2
+    tamper(folder / graph, weight, lambda values: -values)
+    with pytest.raises(ParityError, match=f"^{graph} gives other numbers"):
+        verify(expected, folder, model.config, "bfloat16")
+    assert sorted(folder.iterdir()) == files  # the wide graphs are gone
+
+
+def test_a_graph_that_cannot_be_run(expected: Expected, folder: Path) -> None:
     (folder / DECODER_GRAPH).write_bytes(b"graph")
     with pytest.raises(ExportError, match=r"ONNX Runtime can't run decoder\.onnx"):
-        check(model, folder)
+        check(expected, folder)
 
 
 def test_closeness_by_hand() -> None:
@@ -177,6 +270,9 @@ def test_closeness_by_hand() -> None:
     assert close.cosine == pytest.approx(22 / (21 * 23.25) ** 0.5)
     assert Closeness.of(np.zeros(2), np.zeros(2)) == Closeness(0.0, 1.0)
     assert Closeness.of(np.zeros(2), np.ones(2)) == Closeness(1.0, 0.0)
+    halves = Closeness.of(np.full(2, 60000, np.float16), np.full(2, 60000.0))  # no overflow
+    assert halves.error == 0.0
+    assert halves.cosine == pytest.approx(1)
     assert Closeness.of(np.ones(3), np.ones(2)) == Closeness(np.inf, 0.0)
     for none in (np.nan, np.inf):
         assert Closeness.of(np.array([none]), np.ones(1)) == Closeness(np.inf, 0.0)

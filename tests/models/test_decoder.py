@@ -17,9 +17,16 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from himix_edge.config import DecoderConfig
-from himix_edge.models.decoder import KV, Decoder, RMSNorm, part_causal_mask
+from himix_edge.config import DecoderConfig, RopeScaling
+from himix_edge.models.decoder import (
+    KV,
+    Decoder,
+    RMSNorm,
+    inverse_frequencies,
+    part_causal_mask,
+)
 from tests import tolerances
 from tests.models.reference import random_ids, randomized
 
@@ -64,6 +71,11 @@ STOCK: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig], DecoderCon
         LlamaConfig,
         dataclasses.replace(LLAMA, rms_norm_eps=0.25, rope_theta=50.0),
     ),
+    "llama-3": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dataclasses.replace(LLAMA, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
+    ),
 }
 
 
@@ -78,10 +90,11 @@ def stock_and_ours(
 ) -> tuple[Any, Decoder]:
     fields = dataclasses.asdict(config)
     del fields["eos_token_ids"]
-    theta = fields.pop("rope_theta")
+    theta, scaling = fields.pop("rope_theta"), fields.pop("rope_scaling")
     if config_class is Qwen2Config:
         del fields["attention_bias"], fields["head_dim"]  # Qwen2 has the one, and derives the other
-    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    kind = "default" if scaling is None else "llama3"
+    fields["rope_parameters"] = {"rope_type": kind, "rope_theta": theta, **(scaling or {})}
     stock = randomized(model_class(config_class(**fields, attn_implementation="eager")))
     weights = dict(stock.state_dict())
     if config.tie_word_embeddings:
@@ -140,6 +153,67 @@ def test_a_later_token_does_not_touch_earlier_logits(pair: tuple[Any, Decoder]) 
         others[0, changed] = (ids[0, changed] + 1) % ours.config.vocab_size
         moved = (ours.logits(ours(others, positions)[0]) != logits).any(-1)[0]
         assert moved.tolist() == [token >= changed for token in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "theta", "scaling"),
+    [
+        (64, 1e4, None),
+        (64, 1e6, None),
+        (64, 5e5, RopeScaling(32.0, 1.0, 4.0, 8192)),  # Llama 3.2 1B
+        (128, 5e5, RopeScaling(32.0, 1.0, 4.0, 8192)),  # Llama 3.2 3B
+        (128, 5e5, RopeScaling(8.0, 1.0, 4.0, 8192)),  # Llama 3.1
+        (12, 500.0, RopeScaling(3.0, 0.5, 2.5, 64)),
+    ],
+)
+def test_frequencies_are_transformers_own(
+    head_dim: int, theta: float, scaling: RopeScaling | None
+) -> None:
+    """To the last bit: at position 100,000 the last bit is 0.006 radians."""
+    kind = "default" if scaling is None else "llama3"
+    stock = LlamaConfig(
+        head_dim=head_dim,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": kind,
+            "rope_theta": theta,
+            **(dataclasses.asdict(scaling) if scaling else {}),
+        },
+    )
+    config = dataclasses.replace(LLAMA, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
+    assert torch.equal(inverse_frequencies(config), LlamaRotaryEmbedding(stock).inv_freq)
+
+
+def test_llama_3_slows_what_turns_seldom() -> None:
+    """By the definition: more than 4 turns in 8192 tokens as before, less than one 32 times as
+    slow."""
+    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    config = dataclasses.replace(LLAMA, head_dim=64, rope_theta=5e5)
+    plain = inverse_frequencies(config).double()
+    scaled = inverse_frequencies(dataclasses.replace(config, rope_scaling=scaling)).double()
+    turns = (plain * 8192 / (2 * math.pi)).tolist()
+    slower = (plain / scaled).tolist()
+    for count, ratio in zip(turns, slower, strict=True):
+        if count > 4:
+            assert ratio == 1
+        elif count < 1:
+            assert ratio == 32
+        else:
+            share = (count - 1) / 3
+            assert 1 / ratio == pytest.approx(share + (1 - share) / 32, rel=1e-6)
+    assert min(turns) < 1 < sorted(turns)[-1]
+    assert any(1 < count < 4 for count in turns)
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling(8.0, 1.0, 4.0, 64)])
+def test_made_without_weights_its_frequencies_are_real(scaling: RopeScaling | None) -> None:
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    with torch.device("meta"):
+        hollow = Decoder(config)
+    assert all(weight.is_meta for weight in hollow.state_dict().values())
+    frequencies = hollow.model.rotary.inverse_frequencies
+    assert frequencies.dtype == torch.float32
+    assert torch.equal(frequencies, Decoder(config).model.rotary.inverse_frequencies)
 
 
 def test_mask_without_a_past_is_causal() -> None:

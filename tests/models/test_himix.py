@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig
 from himix_edge.models.decoder import KV, Attention, Rotary, part_causal_mask
-from himix_edge.models.himix import HiMix
+from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
 from himix_edge.models.injection import VisionProjections
+from himix_edge.models.weights import HeldWeight, held_weights
+from himix_edge.presets import DECODERS, ENCODERS
 from tests import tolerances
 from tests.models.reference import (
     Array,
@@ -51,7 +55,7 @@ def test_mixture_attention_is_equations_5_and_6(heads: int, kv_heads: int) -> No
     features = random_tensor(2, 7, VISION.hidden_size, seed=4)
 
     mask = part_causal_mask(5, 7, text.device)
-    angles = Rotary(config.head_dim, config.rope_theta)(torch.arange(5).expand(2, 5))
+    angles = Rotary(config)(torch.arange(5).expand(2, 5))
     actual, _ = attention(text, angles, mask, projections(features))
 
     vision_weights = weights_of(projections)
@@ -224,6 +228,55 @@ def test_greedy_ends_with_the_first_end_token() -> None:
     model.config = dataclasses.replace(model.config, decoder=decoder)
     expected = free[: free.index(end) + 1]
     assert model.generate_greedy(PIXELS[:1], IDS[:1], max_new_tokens=6) == expected
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_hollow_model_has_every_weight_but_no_value(design: Design, dtype: torch.dtype) -> None:
+    model = model_of(design)
+    hollow = hollow_model(model.config, dtype)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert {name: tuple(t.shape) for name, t in hollow.state_dict().items()} == expected
+    assert {parameter.dtype for parameter in hollow.parameters()} == {dtype}
+    assert not any(parameter.requires_grad for parameter in hollow.parameters())
+    assert not any(module.training for module in hollow.modules())
+    computed = dict(model.named_buffers())
+    assert computed
+    for name, buffer in hollow.named_buffers():  # what is no weight is there, in its own type
+        assert torch.equal(buffer, computed.pop(name))
+    assert computed == {}
+
+
+def test_a_hollow_model_takes_no_memory() -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc here")
+
+    def resident() -> int:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    siglip, qwen2 = ENCODERS["siglip-so400m-384"], DECODERS["qwen2-0.5b"]
+    before = resident()
+    model = hollow_model(HiMixConfig(siglip.vision, qwen2.decoder, siglip.preprocess))
+    assert sum(parameter.nbytes for parameter in model.parameters()) > 3.5e9
+    assert resident() - before < 100e6
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_model_from_weights_is_the_model_they_are_of(design: Design) -> None:
+    model = model_of(design)
+    again = model_from_weights(model.config, held_weights(model))
+    assert not again.training
+    assert torch.equal(again(PIXELS, IDS), model(PIXELS, IDS))
+    assert again.decoder.model.norm.weight.data_ptr() != model.decoder.model.norm.weight.data_ptr()
+
+
+def test_narrow_weights_make_a_wide_model() -> None:
+    model = model_of("himix")
+    narrow = {name: HeldWeight(tensor.half()) for name, tensor in model.state_dict().items()}
+    for name, tensor in model_from_weights(model.config, narrow).state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, model.state_dict()[name].half().float())
 
 
 def first_logits(model: HiMix, features: Tensor) -> Tensor:

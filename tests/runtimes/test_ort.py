@@ -9,15 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Manifest
 from himix_edge.errors import BundleError, ConfigError, DependencyError, PromptError
+from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import HiMix
+from himix_edge.runtimes import load
 from himix_edge.runtimes.base import FloatArray
 from himix_edge.runtimes.ort import OrtEngine
 from tests.models.reference import random_ids, random_tensor
 from tests.runtimes.conftest import TinyBundle
-from tests.tolerances import ENGINE_LOGITS, IMAGE_KV
+from tests.tolerances import ENGINE_LOGITS, HALF_GRAPH, IMAGE_KV
 
 PROMPT = [1, 40, 41, 42, 2]
 
@@ -135,6 +138,53 @@ def test_vanilla_positions_leave_less_room(vanilla_bundle: TinyBundle) -> None:
     cache = engine.open(engine.encode(pixels().numpy()))
     assert cache.room == 64 - 9
     assert cache.next_positions(1, 2).tolist() == [[9, 10]]
+
+
+def test_float16_answers_as_the_model_does(half_bundle: Path, tiny_checkpoint: Checkpoint) -> None:
+    engine = OrtEngine(half_bundle, Manifest.read(half_bundle), threads=1)
+    model = tiny_checkpoint.model()
+    image = random_tensor(1, 3, 28, 28)
+    kv = engine.encode(image.numpy())
+    assert {tensor.numpy().dtype for tensor in kv.tensors} == {np.dtype(np.float16)}
+    cache = engine.open(kv)
+    text: list[int] = []
+    for step in (PROMPT, [77], [78, 79]):
+        text += step
+        logits = engine.step(np.array([step]), cache)
+        assert logits.dtype == np.float32
+        expected = model_logits(model, image, text)
+        assert np.abs(logits - expected).max() < HALF_GRAPH * np.abs(expected).max()
+        assert not np.array_equal(logits, expected)
+
+    cache = engine.open(None)  # text alone, over an empty cache of that type
+    logits = engine.step(np.array([PROMPT]), cache)
+    with torch.inference_mode():
+        hidden, _ = model.decoder(torch.tensor([PROMPT]), torch.arange(5)[None])
+        expected = model.decoder.logits(hidden[:, -1]).numpy()
+    assert np.abs(logits - expected).max() < HALF_GRAPH * np.abs(expected).max()
+
+
+def test_a_float16_bundle_generates(half_bundle: Path, tiny_bundle: Path) -> None:
+    picture = Image.new("RGB", (40, 30), "teal")
+    texts = []
+    for folder in (half_bundle, tiny_bundle):
+        model = load(folder)
+        answer = model.generate(model.encode(picture), "describe", max_tokens=6)
+        texts.append(answer.read())
+        assert answer.tokens == 6
+    assert texts[0] == texts[1] != ""
+
+
+def test_bfloat16_is_refused_with_the_way_out(bundle: TinyBundle) -> None:
+    manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="bfloat16")
+    with pytest.raises(BundleError, match=r"can't run .*found bfloat16.*--dtype float32"):
+        OrtEngine(bundle.folder, manifest)
+
+
+def test_a_manifest_of_another_dtype_is_not_that_of_the_graphs(bundle: TinyBundle) -> None:
+    manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="float16")
+    with pytest.raises(BundleError, match=r"vision\.onnx are not the contract's.*tensor\(float\)"):
+        OrtEngine(bundle.folder, manifest)
 
 
 def test_onnxruntime_missing(bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:

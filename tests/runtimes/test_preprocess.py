@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import zlib
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from transformers import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from himix_edge.config import PreprocessConfig
+from himix_edge.config import PreprocessConfig, VisionFamily
 from himix_edge.errors import ImageError
+from himix_edge.models.preprocessor import preprocess_from_json
 from himix_edge.runtimes.preprocess import MAX_PIXELS, load_image, pixel_values
 from tests.tolerances import PIXEL_VALUES
 
@@ -90,6 +93,52 @@ def test_crop_is_clips_at_any_size(width: int, height: int, size: int) -> None:
     )
     reference = processor(image, return_tensors="np")
     same_pixels(pixel_values(image, PreprocessConfig(size)), reference)
+
+
+# from the files that transformers writes
+
+PROCESSORS: dict[str, Any] = {
+    "clip": CLIPImageProcessorPil(
+        size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}
+    ),
+    "clip, bilinear": CLIPImageProcessorPil(
+        size={"shortest_edge": 33},
+        crop_size={"height": 33, "width": 33},
+        resample=Image.Resampling.BILINEAR,
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[0.4, 0.5, 0.6],
+    ),
+    "clip, squashed": CLIPImageProcessorPil(size={"height": 30, "width": 30}, do_center_crop=False),
+    "siglip": SiglipImageProcessorPil(size={"height": 30, "width": 30}),
+    "siglip 2": SiglipImageProcessorPil(
+        size={"height": 32, "width": 32}, resample=Image.Resampling.BILINEAR
+    ),
+}
+IMAGES = {
+    "wide": Image.fromarray(noise(64, 48)),
+    "tall": Image.fromarray(noise(41, 90)),
+    "exact": Image.fromarray(noise(30, 30)),
+    "tiny": Image.fromarray(noise(2, 3)),
+    "one pixel": Image.fromarray(noise(1, 1)),
+    "a hair": Image.fromarray(noise(900, 7)),
+    "grey": Image.fromarray(noise(50, 40, 1)[:, :, 0]),
+    "one bit": Image.fromarray(noise(50, 40, 1)[:, :, 0] > 127),
+    "transparent": Image.fromarray(noise(50, 40, 4)),
+    "transparent grey": Image.fromarray(noise(50, 40, 4)).convert("LA"),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_a_folders_processor_gives_these_pixels(
+    tmp_path: Path, processor: Any, image: Image.Image
+) -> None:
+    processor.save_pretrained(tmp_path)
+    theirs = type(processor).from_pretrained(tmp_path)(image, return_tensors="np")
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    for family in get_args(VisionFamily):  # the file says which it is
+        config = preprocess_from_json(settings, family)
+        same_pixels(pixel_values(load_image(image), config), theirs)
 
 
 def same_pixels(ours: NDArray[np.float32], theirs: BatchFeature) -> None:

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from himix_edge.bundles import DEMO_CHECKPOINT
 from himix_edge.config import DecoderConfig, Design, HiMixConfig, VisionConfig
+from himix_edge.errors import CheckpointError
+from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.training.data import NO_LOSS, image_batch, scene_batch, text_batch
 from himix_edge.training.labels import CLASSES, labels_of
 from himix_edge.training.loop import Phase
-from himix_edge.training.recipe import ASKED, SHAPES, Recipe, train
+from himix_edge.training.recipe import ABLATION, ASKED, RECIPES, SHAPES, Recipe, train
 from himix_edge.training.tasks import TaskName, initialised_model, task_from_name
 from himix_edge.training.tokens import tokenizer_from_world
 
@@ -150,6 +153,50 @@ def test_a_recipe_runs_from_end_to_end_and_goes_on_after_an_interrupt(tmp_path: 
     resumed, _ = train(recipe, 0, tmp_path / "b", lambda _: None)
     expected = snapshot(straight)
     assert all(torch.equal(t, expected[key]) for key, t in resumed.state_dict().items())
+
+
+def saved_encoder(folder: Path, seed: int) -> HiMix:
+    model = initialised_model(CONFIG, seed)
+    save_checkpoint(
+        folder, model, name="encoder", notice="", tokenizer_json="", chat_template="", model_card=""
+    )
+    return model
+
+
+def test_a_run_may_begin_with_a_trained_encoder_and_leaves_it(tmp_path: Path) -> None:
+    pretrained = saved_encoder(tmp_path / "encoder", seed=5)
+    phases = (Phase("projections", 1, 1, 1e-3, asked=("count",)),)
+    recipe = Recipe("tiny", CONFIG, phases, encoder=tmp_path / "encoder")
+    model, _ = train(recipe.with_design("uniform"), 0, tmp_path / "run", lambda _: None)
+    assert model.config.design == "uniform"
+    for name, tensor in model.vision.state_dict().items():
+        assert torch.equal(tensor, pretrained.vision.state_dict()[name]), name
+    fresh = initialised_model(dataclasses.replace(CONFIG, design="uniform"), 0)
+    assert not torch.equal(
+        fresh.vision.state_dict()["model.embeddings.class_embedding"],
+        model.vision.state_dict()["model.embeddings.class_embedding"],
+    )
+    for name, tensor in model.decoder.state_dict().items():  # the encoder alone was taken
+        assert torch.equal(tensor, fresh.decoder.state_dict()[name]), name
+
+
+def test_an_encoder_that_is_gone(tmp_path: Path) -> None:
+    recipe = Recipe("tiny", CONFIG, (), encoder=tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="gone is not a checkpoint"):
+        train(recipe, 0, tmp_path / "run", lambda _: None)
+
+
+def test_the_ablation_is_one_recipe_for_the_four_designs() -> None:
+    assert RECIPES == {"shapes": SHAPES, "shapes-ablation": ABLATION}
+    assert ABLATION.config == SHAPES.config == read_checkpoint(DEMO_CHECKPOINT).config
+    assert ABLATION.encoder == DEMO_CHECKPOINT
+    assert [phase.task for phase in ABLATION.phases] == ["language", "projections", "finetune"]
+    for phase in ABLATION.phases:
+        assert set(phase.asked) == set(ASKED)  # what is not asked is forgotten
+    for design in ("uniform", "hierarchical", "vanilla"):
+        other = ABLATION.with_design(design)
+        config = dataclasses.replace(ABLATION.config, design=design)
+        assert other == dataclasses.replace(ABLATION, config=config)
 
 
 def test_the_shipped_recipe_is_what_the_paper_asks_for() -> None:

@@ -1,0 +1,157 @@
+"""The commands of those who train and compare: train, eval, scene, flops, models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from himix_edge.errors import ConfigError, closest
+from himix_edge.presets import DEFAULT_DECODER
+
+lab = typer.Typer()
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Threads = Annotated[int | None, typer.Option(help="For ONNX Runtime; all cores by default.")]
+
+
+@lab.command()
+def train(
+    recipe: Annotated[str, typer.Option(help="What to train: shapes.")] = "shapes",
+    design: Annotated[
+        str, typer.Option(help="himix, uniform, hierarchical or vanilla: the paper's four.")
+    ] = "himix",
+    seed: Annotated[int, typer.Option(help="The same seed, the same model.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="For states and, in the end, the checkpoint."),
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge it by in the end.")] = 2000,
+) -> None:
+    """Train a model from a seed; the same command goes on after an interrupt."""
+    from himix_edge import progress
+    from himix_edge.models.injection import INJECTIONS
+    from himix_edge.pipeline import train_checkpoint
+    from himix_edge.training.recipe import RECIPES
+
+    if recipe not in RECIPES:
+        raise ConfigError(f"no recipe is named {recipe!r}", fix=closest(recipe, RECIPES))
+    designs = {str(name): name for name in INJECTIONS}
+    if design not in designs:
+        raise ConfigError(f"no design is named {design!r}", fix=closest(design, designs))
+    chosen = RECIPES[recipe].with_design(designs[design])
+    folder = output or Path("runs") / f"{recipe}-{design}-{seed}"
+    with progress.steps() as bars:
+        checkpoint = train_checkpoint(chosen, seed, folder, scenes, bars.update)
+    print(checkpoint)
+
+
+@lab.command("eval")
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(help="A bundle or a checkpoint; by default as for run.")
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="How many of the held-out scenes.")] = 2000,
+    against: Annotated[
+        Path | None, typer.Option(help="Another one, to compare every answer with.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on the shapes world: accuracy for each kind of question."""
+    from himix_edge import bundles, evaluation, progress
+
+    with progress.phases("Exporting the demo model, once") as report:
+        target = bundles.chosen_bundle(model, report)
+    with progress.steps() as bars:
+        result = evaluation.evaluate(target, scenes, threads, bars.update)
+        other = evaluation.evaluate(against, scenes, threads, bars.update) if against else None
+    if as_json:
+        print(json.dumps(evaluation.report(result, other), indent=2))
+    else:
+        print(evaluation.table(result, other))
+
+
+@lab.command()
+def scene(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file.")],
+    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels each way.", min=16, max=4096)] = 336,
+    answer: Annotated[bool, typer.Option("--answer", help="Print its true description.")] = False,
+) -> None:
+    """Draw a random scene of the demo model's world."""
+    import numpy as np
+
+    from himix_edge.files import whole_file
+    from himix_edge.shapes.questions import description
+    from himix_edge.shapes.render import render
+    from himix_edge.shapes.scenes import random_scene
+
+    drawn = random_scene(np.random.default_rng(seed))
+    with whole_file(output) as file:
+        render(drawn, size).save(file, format="PNG")
+    print(description(drawn) if answer else output)
+
+
+@lab.command()
+def flops(
+    context: typer.Context,
+    encoder: Annotated[
+        str, typer.Option(help="One of `models`, or a folder, or a hub id.")
+    ] = "siglip-so400m-384",
+    decoder: Annotated[str, typer.Option(help="Likewise.")] = DEFAULT_DECODER,
+    text: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 64,
+    image_tokens: Annotated[
+        int | None, typer.Option(help="In place of the encoder's; the paper: 728 of SigLIP's 729.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the costs into this .png file.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's tables, each figure beside ours.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute what a model costs in each design, by its dimensions alone."""
+    from himix_edge.analysis import report
+    from himix_edge.analysis.paper import cells
+    from himix_edge.analysis.plot import save_plot
+
+    if paper:
+        _refuse_beside("--paper", context, "encoder", "decoder", "text", "image_tokens", "plot")
+        figures = cells()
+        if as_json:
+            print(json.dumps({"cells": report.paper_report(figures)}, indent=2))
+            return
+        report.print_tables(report.paper_tables(figures))
+        print(report.paper_summary(figures))
+        return
+    result = report.pair_report(encoder, decoder, text, image_tokens)
+    if plot:
+        config = report.pair_config(encoder, decoder)
+        save_plot(plot, config, f"{encoder} + {decoder}", text, result["image_tokens"])
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        report.print_tables(report.pair_tables(result))
+
+
+@lab.command()
+def models(as_json: Json = False) -> None:
+    """List the encoders and decoders that are known by name, with their sizes and costs."""
+    from himix_edge.analysis import report
+
+    result = report.models_report()
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        report.print_tables(report.models_tables(result))
+
+
+def _refuse_beside(flag: str, context: typer.Context, *names: str) -> None:
+    """Misuse, where an option was given that `flag` has no use for."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{option} means nothing beside {flag}")

@@ -1,0 +1,192 @@
+"""A weight matrix in blocks of few bits, as ONNX Runtime's MatMulNBits and GatherBlockQuantized
+read it: a block of consecutive weights of one output shares a scale and a zero point.
+
+    weight = (code - zero_point) * scale        0 <= code, zero_point < 2 ** bits
+
+Two ways to choose the codes: `rtn` rounds every weight to the nearest one (ONNX Runtime's own
+kernels); `gptq` rounds so that the product with what really comes in changes least (Frantar et al.,
+2022, arXiv 2210.17323). ONNX Runtime 1.32 has a `gptq` too, but it passes no error on from one row
+to the next (it reads the empty half of a triangular matrix), so that what it gives equals rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.capi._pybind_state import (  # type: ignore[import-untyped]
+    quantize_matmul_4bits,
+    quantize_matmul_8bits,
+)
+
+from himix_edge.errors import ExportError
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+Bits = Literal[4, 8]
+
+DAMPING = 0.01  # GPTQ's: of the mean diagonal, added to it; the paper's figure
+_MIB_OF_COLUMNS = 64  # how much of a matrix is laid out anew at a time
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A quantized matrix [K, N] in J = ceil(K / block_size) blocks to an output.
+
+    Attributes:
+        rows: K; the last block of an output is padded.
+        packed: [N, J, block_size * bits / 8], of two 4-bit codes in a byte the first one low.
+        scales: [N, J]
+        zero_points: [N, ceil(J * bits / 8)], packed likewise.
+    """
+
+    bits: Bits
+    block_size: int
+    rows: int
+    packed: Codes
+    scales: Floats
+    zero_points: Codes
+
+    @property
+    def columns(self) -> int:
+        """N, the outputs."""
+        return int(self.packed.shape[0])
+
+    def dequantized(self) -> Floats:
+        """The matrix [K, N] that the codes stand for."""
+        columns, blocks = self.scales.shape
+        codes = _unpacked(self.packed, self.bits).reshape(columns, blocks, self.block_size)
+        zeros = _unpacked(self.zero_points, self.bits)[:, :blocks]
+        weights = (codes.astype(np.float32) - zeros[..., None]) * self.scales[..., None]
+        return np.ascontiguousarray(weights.reshape(columns, -1)[:, : self.rows].T)
+
+
+def rtn(matrix: Floats, bits: Bits, block_size: int) -> Blocks:
+    """Rounds to the nearest code; a block's codes span its weights and zero.
+
+    Args:
+        matrix: [K, N]
+
+    Raises:
+        ExportError: a weight that is not finite.
+    """
+    _require_finite(matrix)
+    kernel = quantize_matmul_4bits if bits == 4 else quantize_matmul_8bits
+    rows, columns = matrix.shape
+    blocks = -(-rows // block_size)
+    packed = np.zeros((columns, blocks, block_size * bits // 8), np.uint8)
+    scales = np.zeros((columns, blocks), np.float32)
+    zero_points = np.zeros((columns, -(-blocks * bits // 8)), np.uint8)
+    width = max(1, (_MIB_OF_COLUMNS << 20) // (4 * rows))
+    for first in range(0, columns, width):
+        some = slice(first, first + width)
+        part = np.zeros((blocks * block_size, min(width, columns - first)), np.float32)
+        part[:rows] = matrix[:, some]
+        kernel(
+            packed[some],
+            part,
+            scales[some],
+            zero_points[some],
+            block_size,
+            part.shape[1],
+            rows,
+            False,
+        )
+    return Blocks(bits, block_size, rows, packed, scales, zero_points)
+
+
+def gptq(matrix: Floats, hessian: Floats, bits: Bits, block_size: int) -> Blocks:
+    """Rounds row by row, each row's error made good by the rows below it.
+
+    Args:
+        matrix: [K, N]
+        hessian: [K, K], the sum of x x^T over inputs x.
+
+    Raises:
+        ExportError: a weight or an input that is not finite.
+    """
+    _require_finite(matrix)
+    if not np.isfinite(hessian).all():
+        raise ExportError(
+            "cannot quantize with these calibration inputs",
+            expected="finite numbers at every layer's input",
+            found="others",
+            fix="calibrate with inputs like those the model was trained on",
+        )
+    rows, columns = matrix.shape
+    blocks = -(-rows // block_size)
+    left = np.zeros((blocks * block_size, columns), np.float32)  # what is still to be rounded
+    left[:rows] = matrix
+    chain = _error_chain(hessian, len(left))
+    codes = np.empty((blocks, block_size, columns), np.uint8)
+    scales = np.empty((blocks, columns), np.float32)
+    zeros = np.empty((blocks, columns), np.float32)
+    top = np.float32(2**bits - 1)
+    for block in range(blocks):
+        start, end = block * block_size, (block + 1) * block_size
+        scale, zero = scales[block], zeros[block]
+        scale[:], zero[:] = _grid(left[start:end], top)
+        errors = np.empty((block_size, columns), np.float32)
+        for i, row in enumerate(range(start, end)):
+            codes[block, i] = code = np.clip(np.round(left[row] / scale) + zero, 0, top)
+            errors[i] = (left[row] - (code - zero) * scale) / chain[row, row]
+            left[row + 1 : end] -= chain[row, row + 1 : end, None] * errors[i]
+        left[end:] -= chain[start:end, end:].T @ errors
+    return Blocks(
+        bits,
+        block_size,
+        rows,
+        _packed(np.ascontiguousarray(codes.transpose(2, 0, 1)), bits),
+        np.ascontiguousarray(scales.T),
+        _packed(zeros.T.astype(np.uint8), bits),
+    )
+
+
+def _grid(block: Floats, top: np.float32) -> tuple[Floats, Floats]:
+    """[block_size, N] -> the scale [N] and the zero point [N] whose codes span it and zero."""
+    low, high = np.minimum(block.min(0), 0), np.maximum(block.max(0), 0)
+    scale = (high - low) / top
+    scale[scale == 0] = 1
+    return scale, np.clip(np.round(-low / scale), 0, top)
+
+
+def _error_chain(hessian: Floats, size: int) -> Floats:
+    """[size, size], upper triangular: the Cholesky factor of the damped Hessian's inverse."""
+    rows = len(hessian)
+    damped = np.zeros((size, size))  # float64; rows of padding are no one's neighbours
+    damped[:rows, :rows] = hessian
+    diagonal = np.einsum("ii->i", damped)
+    mean = diagonal[:rows].mean() or 1.0
+    diagonal[diagonal == 0] = mean  # an input that never fires has no error to pass on
+    diagonal += DAMPING * mean
+    chain: Floats = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    return chain
+
+
+def _packed(codes: Codes, bits: Bits) -> Codes:
+    """Along the last axis, two 4-bit codes into a byte, the first one low."""
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    return codes[..., ::2] | (codes[..., 1::2] << np.uint8(4))
+
+
+def _unpacked(packed: Codes, bits: Bits) -> Codes:
+    """The inverse of `_packed`, with its padding."""
+    if bits == 8:
+        return packed
+    codes: Codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+    return codes.reshape(*packed.shape[:-1], -1)
+
+
+def _require_finite(matrix: Floats) -> None:
+    if not np.isfinite(matrix).all():
+        raise ExportError(
+            "cannot quantize a weight",
+            expected="finite numbers",
+            found=f"{int((~np.isfinite(matrix)).sum())} that are not",
+            fix="export from a sound checkpoint",
+        )

@@ -1,0 +1,89 @@
+"""What really comes in at a decoder's weight matrices, as the sums that GPTQ needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from himix_edge.errors import ExportError
+from himix_edge.export.blocks import Floats
+
+Feeds: TypeAlias = Mapping[str, NDArray[Any]]  # a graph's inputs by name
+
+MAX_BYTES = 1 << 30  # of sums held at a time: what doesn't fit waits for another run
+
+
+def hessians(
+    source: Path, widths: Mapping[str, int], calibration: Sequence[Feeds]
+) -> Iterator[tuple[str, Floats]]:
+    """The sum of x x^T over all rows x of a value within the graph, value by value.
+
+    Args:
+        widths: K of each value [..., K], by its name.
+
+    Yields:
+        name and sum [K, K].
+
+    Raises:
+        ExportError: ONNX Runtime can't run the graph on these inputs.
+    """
+    session = _session(source, list(widths))
+    for names in _groups(widths):
+        sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in names}
+        for feeds in calibration:
+            try:
+                values = session.run(names, dict(feeds))
+            except Exception as error:  # ONNX Runtime's have no common base
+                raise _failed(source, error) from error
+            for name, value in zip(names, values, strict=True):
+                rows = value.reshape(-1, widths[name])
+                sums[name] += rows.T @ rows
+        for name in names:
+            yield name, sums.pop(name)
+
+
+def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
+    """The names in order, so many at a time as MAX_BYTES has room for; at least one."""
+    group: list[str] = []
+    size = 0
+    for name, width in widths.items():
+        if group and size + 4 * width * width > MAX_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += 4 * width * width
+    if group:
+        yield group
+
+
+def _session(source: Path, names: Sequence[str]) -> Any:
+    """The graph with values within it as outputs; its weights stay in their file."""
+    graph = onnx.load(source, load_external_data=False)
+    known = {output.name for output in graph.graph.output}
+    graph.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in known
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(source.parent)
+    )
+    try:
+        return onnxruntime.InferenceSession(
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's have no common base
+        raise _failed(source, error) from error
+
+
+def _failed(source: Path, error: Exception) -> ExportError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ExportError(f"ONNX Runtime can't run {source.name} for calibration", found=reason)

@@ -1,0 +1,226 @@
+"""What quantization costs: the quantized graphs against the fp32 ones, on given inputs.
+
+Both decoders are made to read the same text, the one that the fp32 graphs answer with, and start
+from the same image, so that what is measured is the decoder alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from himix_edge.config import HiMixConfig
+from himix_edge.contract import (
+    DECODER_GRAPH,
+    INPUT_IDS,
+    LOGITS,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    VISION_GRAPH,
+    past_names,
+    present_names,
+)
+from himix_edge.errors import ConfigError, ExportError
+from himix_edge.export.calibration import Feeds
+from himix_edge.export.expected import Array
+from himix_edge.export.verify import Closeness, Closenesses
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An image, a question about it, and what the fp32 graphs answer.
+
+    Attributes:
+        image: keys and values of every layer, flat, each [1, Hkv, N, D].
+        prompt, answer: token ids; the answer's last is its end, or the longest it may be.
+    """
+
+    pixels: Array
+    image: list[Array]
+    prompt: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class DecoderCost:
+    """The quantized decoder against the fp32 one, over the same text.
+
+    Attributes:
+        tensors: the logits, and the keys and values of every layer, at worst.
+        tokens: of all answers.
+        same_tokens: where both find the same token likeliest.
+        perplexity, fp32_perplexity: of the answers.
+    """
+
+    tensors: Closenesses
+    tokens: int
+    same_tokens: int
+    perplexity: float
+    fp32_perplexity: float
+
+
+def exchanges_from_graphs(
+    folder: Path,
+    config: HiMixConfig,
+    images: Sequence[Array],
+    prompts: Sequence[list[int]],
+    max_new_tokens: int = 24,
+) -> list[Exchange]:
+    """Asks a folder's fp32 graphs every prompt about every image, greedily.
+
+    Args:
+        images: each [1, 3, H, W].
+        prompts: token ids.
+
+    Raises:
+        ExportError: a graph that ONNX Runtime can't run.
+    """
+    names = present_names(config.decoder.num_hidden_layers)
+    vision = _session(folder / VISION_GRAPH)
+    encoded = [vision.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
+    del vision  # one graph in memory at a time
+    decoder = _session(folder / DECODER_GRAPH)
+    return [
+        Exchange(pixels, image, prompt, _answer(decoder, config, image, prompt, max_new_tokens))
+        for pixels, image in zip(images, encoded, strict=True)
+        for prompt in prompts
+    ]
+
+
+def calibration_feeds(config: HiMixConfig, exchanges: Iterable[Exchange]) -> list[Feeds]:
+    """The decoder's inputs for whole exchanges, the answer's last token aside."""
+    return [
+        _feeds(config, [*exchange.prompt, *exchange.answer[:-1]], exchange.image)
+        for exchange in exchanges
+    ]
+
+
+def vision_cost(
+    fp32: Path, quantized: Path, config: HiMixConfig, images: Sequence[Array]
+) -> Closenesses:
+    """Keys and values of every layer, at worst.
+
+    Args:
+        fp32, quantized: the graphs' files.
+        images: each [B, 3, H, W].
+
+    Raises:
+        ExportError: a graph that ONNX Runtime can't run.
+    """
+    names = present_names(config.decoder.num_hidden_layers)
+    session = _session(fp32)
+    expected = [session.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
+    session = _session(quantized)
+    worst: Closenesses = {}
+    for pixels, tensors in zip(images, expected, strict=True):
+        found = session.run(names, {PIXEL_VALUES: pixels})
+        _note(worst, zip(names, found, tensors, strict=True))
+    return worst
+
+
+def decoder_cost(
+    fp32: Path, quantized: Path, config: HiMixConfig, exchanges: Sequence[Exchange]
+) -> DecoderCost:
+    """Both decoders over the same exchanges, one graph in memory at a time.
+
+    Args:
+        fp32, quantized: the graphs' files.
+
+    Raises:
+        ConfigError: no exchanges.
+        ExportError: a graph that ONNX Runtime can't run.
+    """
+    if not exchanges:
+        raise ConfigError("there is nothing to measure with", expected="exchanges", found="none")
+    session = _session(fp32)
+    expected = [_forced(session, config, exchange) for exchange in exchanges]
+    session = _session(quantized)
+    names = present_names(config.decoder.num_hidden_layers)
+    worst: Closenesses = {}
+    same = 0
+    losses: list[float] = []
+    fp32_losses: list[float] = []
+    for exchange, (fp32_logits, fp32_kv) in zip(exchanges, expected, strict=True):
+        logits, kv = _forced(session, config, exchange)
+        _note(worst, [(LOGITS, logits, fp32_logits)])
+        _note(worst, zip(names, kv, fp32_kv, strict=True))
+        same += int((logits.argmax(-1) == fp32_logits.argmax(-1)).sum())
+        losses += _losses(logits, exchange.answer)
+        fp32_losses += _losses(fp32_logits, exchange.answer)
+    return DecoderCost(
+        worst,
+        len(losses),
+        same,
+        float(np.exp(np.mean(losses))),
+        float(np.exp(np.mean(fp32_losses))),
+    )
+
+
+def _answer(
+    decoder: Any, config: HiMixConfig, image: list[Array], prompt: list[int], limit: int
+) -> list[int]:
+    logits, cache = _step(decoder, config, prompt, image)
+    tokens = [int(logits.argmax())]
+    while len(tokens) < limit and tokens[-1] not in config.decoder.eos_token_ids:
+        logits, cache = _step(decoder, config, tokens[-1:], cache)
+        tokens.append(int(logits.argmax()))
+    return tokens
+
+
+def _forced(decoder: Any, config: HiMixConfig, exchange: Exchange) -> tuple[Array, list[Array]]:
+    """Logits [T, V] before each token of the answer; the text's keys and values, [1, Hkv, M, D]."""
+    step, cache = _step(decoder, config, exchange.prompt, exchange.image)
+    logits = [step]
+    for token in exchange.answer[:-1]:
+        step, cache = _step(decoder, config, [token], cache)
+        logits.append(step)
+    slots = exchange.image[0].shape[2]
+    return np.stack(logits), [part[:, :, slots:] for part in cache]
+
+
+def _step(
+    decoder: Any, config: HiMixConfig, tokens: list[int], past: list[Array]
+) -> tuple[Array, list[Array]]:
+    """M more tokens -> logits [V] of the last, and the longer cache."""
+    names = [LOGITS, *present_names(config.decoder.num_hidden_layers)]
+    logits, *present = decoder.run(names, _feeds(config, tokens, past))
+    return logits[0, 0], present
+
+
+def _feeds(config: HiMixConfig, tokens: list[int], past: list[Array]) -> dict[str, Array]:
+    first = past[0].shape[2] - config.vision.num_image_tokens + config.text_offset
+    return {
+        INPUT_IDS: np.array([tokens]),
+        POSITION_IDS: np.arange(first, first + len(tokens))[None],
+        **dict(zip(past_names(config.decoder.num_hidden_layers), past, strict=True)),
+    }
+
+
+def _losses(logits: Array, answer: Sequence[int]) -> list[float]:
+    """-log p of each token of the answer, logits [T, V]."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    chosen = wide[np.arange(len(answer)), list(answer)]
+    return [float(loss) for loss in np.log(np.exp(wide).sum(-1)) - chosen]
+
+
+def _note(worst: Closenesses, tensors: Iterable[tuple[str, Array, Array]]) -> None:
+    for name, found, expected in tensors:
+        closeness = Closeness.of(found, expected)
+        worst[name] = closeness.worst(worst.get(name, closeness))
+
+
+def _session(path: Path) -> Any:
+    """As a device opens it: quantized kernels need their weights packed beforehand."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"ONNX Runtime can't run {path.name}", found=reason) from error

@@ -1,0 +1,289 @@
+"""From a bundle in float32 to one with weights of 4 or 8 bits, which says what that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from himix_edge.config import HiMixConfig, PreprocessConfig
+from himix_edge.contract import (
+    DECODER_GRAPH,
+    LOGITS,
+    MANIFEST,
+    MODEL_CARD,
+    TOKENIZER,
+    VISION_GRAPH,
+    FileRecord,
+    Manifest,
+    Quantization,
+)
+from himix_edge.errors import BundleError, ConfigError, OutputError, closest
+from himix_edge.export.bundle import is_bundle
+from himix_edge.export.calibration import Feeds
+from himix_edge.export.cost import (
+    calibration_feeds,
+    decoder_cost,
+    exchanges_from_graphs,
+    vision_cost,
+)
+from himix_edge.export.expected import QUESTIONS, Array
+from himix_edge.export.onnx import WEIGHTS_SUFFIX
+from himix_edge.export.phases import Phases, Progress
+from himix_edge.export.quantize import (
+    DecoderQuantization,
+    WeightType,
+    quantized_decoder,
+    quantized_vision,
+)
+from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
+from himix_edge.runtimes.tokenizer import Tokenizer
+from himix_edge.shapes.render import render
+from himix_edge.shapes.scenes import random_scene
+
+Judge = Callable[[Path], dict[str, float]]  # a bundle -> accuracy by kind of question, or nothing
+CALIBRATION_SCENES, COST_SCENES = 8, 3
+PROMPTS = "prompts.txt"
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """What becomes of each part; None leaves it as it is."""
+
+    vision: bool
+    decoder: DecoderQuantization | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to calibrate with, and what to measure with: no picture is in both.
+
+    Attributes:
+        calibration, cost: pictures, each [1, 3, H, W].
+        prompts: token ids.
+    """
+
+    calibration: list[Array]
+    cost: list[Array]
+    prompts: list[list[int]]
+
+
+def weight_choice(
+    vision: str | None, decoder: str | None, block_size: int, method: str
+) -> WeightChoice:
+    """The choice that a command line names.
+
+    Raises:
+        ConfigError: a name of nothing, or nothing to do.
+    """
+    if vision not in (None, "int8"):
+        raise ConfigError(f"the vision encoder can't be {vision!r}", fix=closest(vision, ["int8"]))
+    if vision is None and decoder is None:
+        raise ConfigError("nothing is to be quantized", fix="add --decoder int4, or --vision int8")
+    types: dict[str, WeightType] = {"int8": "int8", "int4": "int4"}
+    if decoder is not None and decoder not in types:
+        raise ConfigError(f"the decoder can't be {decoder!r}", fix=closest(decoder, types))
+    how = DecoderQuantization(types[decoder], block_size, method) if decoder else None  # type: ignore[arg-type]
+    return WeightChoice(vision is not None, how)
+
+
+def quantize_bundle(
+    bundle: Path,
+    output: Path,
+    choice: WeightChoice,
+    *,
+    calibration: Path | None = None,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Writes the bundle folder `output`, whole and measured, or not at all.
+
+    Args:
+        bundle: in float32; it stays as it is.
+        calibration: a folder of pictures, and of prompts.txt with a prompt a line: half of the
+            pictures calibrate, the other half measures. None draws scenes and asks about them.
+        judge: measures both bundles' accuracy.
+
+    Raises:
+        BundleError: no bundle in float32, or a corrupt one.
+        ConfigError, ImageError: calibration pictures that are too few or can't be read.
+        ExportError: a graph that can't be quantized.
+        OutputError: a place that can't be written, or a folder there that is no bundle.
+    """
+    phases = Phases(progress)
+    manifest = _read_whole(bundle)
+    if output.resolve() == bundle.resolve():
+        raise OutputError(f"will not replace {bundle}", fix="choose another --output")
+    refuse_foreign_folder(output, "bundle", is_bundle)
+    with whole_folder(output) as folder:
+        phases.begin("reading", 0.0)
+        inputs = _inputs(bundle, manifest, calibration)
+        _copy_texts(bundle, folder, manifest)
+        cost: dict[str, Any] = {"images": len(inputs.cost), "prompts": len(inputs.prompts)}
+        phases.begin("vision graph", 0.1)
+        if choice.vision:
+            cost["vision"] = _quantize_vision(bundle, folder, manifest.config, inputs)
+        else:
+            _copy_graph(bundle, folder, VISION_GRAPH)
+        phases.begin("decoder graph", 0.2)
+        if how := choice.decoder:
+            cost["decoder"] = _quantize_decoder(
+                bundle, folder, manifest.config, how, inputs, lambda p: phases.within(0.3 + 0.4 * p)
+            )
+        else:
+            _copy_graph(bundle, folder, DECODER_GRAPH)
+        phases.begin("sealing", 0.8)
+        manifest = _seal(folder, _with_quantization(manifest, choice, cost), bundle)
+        if judge and (accuracy := judge(folder)):
+            phases.begin("judging", 0.85)
+            cost["accuracy"] = {"quantized": accuracy, "float32": judge(bundle)}
+            manifest = _seal(folder, _with_quantization(manifest, choice, cost), bundle)
+    phases.finish()
+    return manifest
+
+
+def _quantize_vision(bundle: Path, folder: Path, config: HiMixConfig, inputs: Inputs) -> Any:
+    """Writes the graph; its cost as plain data."""
+    source, target = bundle / VISION_GRAPH, folder / VISION_GRAPH
+    quantized_vision(source, target)
+    tensors = vision_cost(source, target, config, inputs.cost)
+    return {name: dataclasses.asdict(closeness) for name, closeness in tensors.items()}
+
+
+def _quantize_decoder(
+    bundle: Path,
+    folder: Path,
+    config: HiMixConfig,
+    how: DecoderQuantization,
+    inputs: Inputs,
+    progress: Callable[[float], None],
+) -> Any:
+    """Writes the graph; its cost as plain data."""
+    source, target = bundle / DECODER_GRAPH, folder / DECODER_GRAPH
+    feeds: list[Feeds] = []
+    if how.method == "gptq":
+        asked = exchanges_from_graphs(bundle, config, inputs.calibration, inputs.prompts)
+        feeds = calibration_feeds(config, asked)
+    quantized_decoder(source, target, how, feeds, progress)
+    exchanges = exchanges_from_graphs(bundle, config, inputs.cost, inputs.prompts)
+    return dataclasses.asdict(decoder_cost(source, target, config, exchanges))
+
+
+def _with_quantization(manifest: Manifest, choice: WeightChoice, cost: dict[str, Any]) -> Manifest:
+    how = choice.decoder
+    quantization = Quantization(
+        vision="int8" if choice.vision else None,
+        decoder=how.weights if how else None,
+        block_size=how.block_size if how else None,
+        method=how.method if how else None,
+        cost=cost,
+    )
+    return dataclasses.replace(manifest, dialect="ort", quantization=quantization)
+
+
+def cost_table(quantization: Quantization | None) -> str:
+    """What a quantized bundle's manifest says of its cost, for people; "" of no other bundle."""
+    if quantization is None:
+        return ""
+    cost, lines = quantization.cost, []
+    for part in ("vision", "decoder"):
+        tensors = cost.get(part, {})
+        tensors = tensors.get("tensors", tensors)
+        cosines = {name: closeness["cosine"] for name, closeness in tensors.items()}
+        if logits := cosines.pop(LOGITS, None):
+            lines.append(f"logits                     cosine {logits:.5f}")
+        if cosines:
+            worst = min(cosines, key=lambda name: cosines[name])
+            lines.append(f"{part + ', keys and values':27}cosine {cosines[worst]:.5f} in {worst}")
+    if "decoder" in cost:
+        tokens = cost["decoder"]
+        lines.append(
+            f"likeliest token            {tokens['same_tokens']} of {tokens['tokens']} the same"
+        )
+        lines.append(
+            f"perplexity                 {tokens['perplexity']:.4f}, "
+            f"in float32 {tokens['fp32_perplexity']:.4f}"
+        )
+    for kind, share in cost.get("accuracy", {}).get("quantized", {}).items():
+        before = cost["accuracy"]["float32"][kind]
+        lines.append(f"{kind:27}{share:.1%}, in float32 {before:.1%}")
+    return "\n".join(lines)
+
+
+def _read_whole(bundle: Path) -> Manifest:
+    manifest = Manifest.read(bundle)
+    if manifest.quantization or manifest.dtype != "float32":
+        raise BundleError(
+            f"{bundle} can't be quantized",
+            expected="a bundle in float32",
+            found=str(manifest.quantization or manifest.dtype),
+            fix="quantize the one that himix-edge export made",
+        )
+    manifest.check_files(bundle)
+    return manifest
+
+
+def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
+    config, tokenizer = manifest.config.preprocess, Tokenizer(bundle / TOKENIZER, manifest.chat)
+    questions: Sequence[str] = QUESTIONS
+    if folder is None:
+        rng = np.random.default_rng(1)
+        scenes = [
+            pixel_values(render(random_scene(rng)), config)
+            for _ in range(CALIBRATION_SCENES + COST_SCENES)
+        ]
+        calibration, cost = scenes[COST_SCENES:], scenes[:COST_SCENES]
+    else:
+        pictures = _pictures(folder, config)
+        calibration, cost = pictures[::2], pictures[1::2]
+        if (folder / PROMPTS).is_file():
+            lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
+            questions = [line for line in lines if line.strip()] or QUESTIONS
+    turn = manifest.chat.first
+    return Inputs(calibration, cost, [tokenizer.encode_turn(turn, words) for words in questions])
+
+
+def _pictures(folder: Path, config: PreprocessConfig) -> list[Array]:
+    """All of a folder, by name, as pixel_values."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in found if path.is_file() and path.name != PROMPTS]
+    if len(files) < 2:
+        raise ConfigError(
+            f"{folder} has too few pictures",
+            expected=f"two or more ({', '.join(FORMATS)})",
+            found=str(len(files)) if folder.is_dir() else "no such folder",
+        )
+    return [pixel_values(load_image(path), config) for path in files]
+
+
+def _copy_texts(bundle: Path, folder: Path, manifest: Manifest) -> None:
+    """All but the graphs, and the model card, which gets another section."""
+    for name in manifest.files:
+        if not name.startswith((VISION_GRAPH, DECODER_GRAPH, MODEL_CARD)):
+            shutil.copyfile(bundle / name, folder / name)
+
+
+def _copy_graph(bundle: Path, folder: Path, name: str) -> None:
+    for file in (name, name + WEIGHTS_SUFFIX):
+        if (bundle / file).is_file():
+            shutil.copyfile(bundle / file, folder / file)
+
+
+def _seal(folder: Path, manifest: Manifest, bundle: Path) -> Manifest:
+    """Writes the model card, and the manifest last."""
+    card = (bundle / MODEL_CARD).read_text(encoding="utf-8").rstrip()
+    table = cost_table(manifest.quantization)
+    note = f"## Quantization\n\n{manifest.quantization}. Against float32:\n\n```\n{table}\n```\n"
+    (folder / MODEL_CARD).write_text(f"{card}\n\n{note}", encoding="utf-8")
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest = dataclasses.replace(
+        manifest, files={path.name: FileRecord.of(path) for path in files}
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest

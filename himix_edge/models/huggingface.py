@@ -1,0 +1,282 @@
+"""Encoders and decoders from folders as transformers' `save_pretrained` and its hub have them.
+
+    config.json              CLIP and SigLIP (whole, or their vision model alone); Qwen2 and Llama
+    *.safetensors            one file, or an index and its shards
+    preprocessor_config.json, or processor_config.json    of an encoder
+    generation_config.json, tokenizer.json, a chat template    of a decoder
+
+Nothing is guessed: a setting that changes what the model computes, and that we don't have, is
+refused by its name. No weight is read here, save two that may be the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from himix_edge.config import DecoderConfig, PreprocessConfig, VisionConfig
+from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.hub import folder_from_source, json_object, name_of
+from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.models.tokenizer_files import chat_template_of, tokenizer_of
+from himix_edge.models.weights import StoredWeight, stored_weights
+from himix_edge.plain import dataclass_from_dict
+
+__all__ = [
+    "DecoderSource",
+    "EncoderSource",
+    "decoder_from_folder",
+    "encoder_from_folder",
+    "folder_from_source",
+]
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
+
+ENCODERS: dict[str, type[PreTrainedConfig]] = {
+    "clip": CLIPVisionConfig,
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip": SiglipVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+}
+DECODERS: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
+
+# What a whole CLIP or SigLIP has beside its vision model.
+TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+# What a vision model has beyond its layers, which X_v has no use for, and an old file's buffer.
+VISION_REST = ("post_layernorm.", "head.", "embeddings.position_ids")
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """A pretrained vision encoder, not yet read.
+
+    Attributes:
+        name: hub id or folder name, for people.
+        weights: those up to the feature layer, under HiMix's names, "vision.model....".
+    """
+
+    name: str
+    vision: VisionConfig
+    preprocess: PreprocessConfig
+    weights: dict[str, StoredWeight]
+
+
+@dataclass(frozen=True)
+class DecoderSource:
+    """A pretrained language decoder, not yet read.
+
+    Attributes:
+        name: hub id or folder name, for people.
+        weights: under HiMix's names, "decoder.model....", "decoder.lm_head.weight".
+        tokenizer: the path of its `tokenizer.json`.
+        chat_template: the template's text.
+    """
+
+    name: str
+    decoder: DecoderConfig
+    weights: dict[str, StoredWeight]
+    tokenizer: Path
+    chat_template: str
+
+
+def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
+    """Opens a folder of CLIPModel, CLIPVisionModel, SiglipModel or SiglipVisionModel.
+
+    Args:
+        feature_layer: whose hidden state are the features, as in `VisionConfig`.
+
+    Raises:
+        CheckpointError: a file that is missing or corrupt, or a model that we don't have.
+    """
+    vision = _vision_config(folder, feature_layer)
+    path, settings = _preprocessor(folder)
+    with _refusing(path):
+        preprocess = preprocess_from_json(settings, vision.model_type)
+        if preprocess.image_size != vision.image_size:
+            raise ConfigError(
+                "its size is not the encoder's",
+                expected=str(vision.image_size),
+                found=str(preprocess.image_size),
+            )
+    weights = dict(_vision_weights(stored_weights(folder), vision))
+    return EncoderSource(name_of(folder), vision, preprocess, weights)
+
+
+def decoder_from_folder(folder: Path) -> DecoderSource:
+    """Opens a folder of Qwen2ForCausalLM or LlamaForCausalLM, with its tokenizer.
+
+    Raises:
+        CheckpointError: a file that is missing or corrupt, or a model that we don't have.
+    """
+    decoder = _decoder_config(folder)
+    weights = {
+        f"decoder.{name}": weight
+        for name, weight in stored_weights(folder).items()
+        if not name.endswith(".rotary_emb.inv_freq")  # a buffer in old files
+    }
+    embedding, head = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
+    if decoder.tie_word_embeddings and embedding in weights and head in weights:
+        if torch.equal(weights[embedding].read(), weights[head].read()):
+            del weights[head]
+        else:  # as transformers does: what is stored outweighs what the config says
+            decoder = dataclasses.replace(decoder, tie_word_embeddings=False)
+    return DecoderSource(
+        name_of(folder), decoder, weights, tokenizer_of(folder), chat_template_of(folder)
+    )
+
+
+def _vision_config(folder: Path, feature_layer: int) -> VisionConfig:
+    path = folder / CONFIG
+    data = json_object(path)
+    with _refusing(path):
+        config_class = _known_class(data, ENCODERS)
+        # Of a whole CLIP or SigLIP its vision part; CLIP's first files have it under two names.
+        if own := data.get("vision_config_dict") or data.get("vision_config"):
+            data = {"model_type": data["model_type"], **own}
+        config: Any = config_class.from_dict(data)  # with the defaults that a file may leave out
+        if config.num_channels != 3:
+            raise ConfigError("num_channels is off", expected="3", found=str(config.num_channels))
+        if config.hidden_act not in VISION_ACTIVATIONS:
+            raise ConfigError(
+                "hidden_act is unknown",
+                expected=f"one of {', '.join(VISION_ACTIVATIONS)}",
+                found=str(config.hidden_act),
+            )
+        fields = (
+            "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "hidden_act", "layer_norm_eps",
+        )  # fmt: skip
+        return dataclass_from_dict(
+            VisionConfig,
+            {name: getattr(config, name) for name in fields}
+            | {"model_type": config.model_type.removesuffix("_vision_model")}
+            | {"feature_layer": feature_layer},
+        )
+
+
+def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The image processor's settings, and the file that has them: two ages, two places."""
+    path = folder / PROCESSOR_CONFIG
+    if path.is_file() and isinstance(nested := json_object(path).get("image_processor"), dict):
+        return path, nested
+    return folder / PREPROCESSOR_CONFIG, json_object(folder / PREPROCESSOR_CONFIG)
+
+
+def _vision_weights(
+    stored: Mapping[str, StoredWeight], config: VisionConfig
+) -> Iterator[tuple[str, StoredWeight]]:
+    """Those of the layers we run. One that is unknown stays, for the check of the whole to name."""
+    above = range(config.num_hidden_layers + 1 + config.feature_layer, config.num_hidden_layers)
+    left_out = (*VISION_REST, *(f"encoder.layers.{i}." for i in above))
+    for name, weight in stored.items():
+        own = name.removeprefix("vision_model.")  # a vision model alone has no prefix, or has it
+        if not name.startswith(TEXT_SIDE) and not own.startswith(left_out):
+            yield f"vision.model.{own}", weight
+
+
+def _decoder_config(folder: Path) -> DecoderConfig:
+    path = folder / CONFIG
+    data = json_object(path)
+    with _refusing(path):
+        config: Any = _known_class(data, DECODERS).from_dict(data)
+        rope = dict(config.rope_parameters)
+        if unsupported := ", ".join(_unsupported(config, rope)):
+            raise ConfigError("it has what himix-edge has not", found=unsupported)
+        fields = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+            "rms_norm_eps", "tie_word_embeddings",
+        )  # fmt: skip
+        head_dim = getattr(config, "head_dim", None)
+        return dataclass_from_dict(
+            DecoderConfig,
+            {name: getattr(config, name) for name in fields}
+            | {
+                "head_dim": head_dim or config.hidden_size // config.num_attention_heads,
+                "rope_theta": rope["rope_theta"],
+                "rope_scaling": _rope_scaling(rope),
+                "attention_bias": config.model_type == "qwen2",
+                "eos_token_ids": _eos_token_ids(folder, config),
+            },
+        )
+
+
+def _unsupported(config: Any, rope: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that change what a decoder computes, and that ours does not have."""
+    if config.hidden_act != "silu":
+        yield f"hidden_act {config.hidden_act}"
+    if config.model_type == "llama":
+        for name in ("attention_bias", "mlp_bias"):
+            if getattr(config, name):
+                yield name
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        yield "a sliding window"
+    if (kind := rope.get("rope_type")) not in ("default", "llama3"):
+        yield f"rope_type {kind}"
+    if (share := rope.get("partial_rotary_factor") or 1) != 1:
+        yield f"partial_rotary_factor {share}"
+    if quantization := getattr(config, "quantization_config", None):
+        yield f"quantized weights ({dict(quantization).get('quant_method')})"
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    if rope["rope_type"] == "default":
+        return None
+    fields = (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    )  # fmt: skip
+    return {name: rope[name] for name in fields}
+
+
+def _eos_token_ids(folder: Path, config: Any) -> list[Any]:
+    """All that end an answer, those of `generation_config.json` first."""
+    path = folder / GENERATION_CONFIG
+    stated = json_object(path).get("eos_token_id") if path.is_file() else None
+    ids = [
+        token
+        for either in (stated, config.eos_token_id)
+        if either is not None
+        for token in (either if isinstance(either, list) else [either])
+    ]
+    return list(dict.fromkeys(ids))
+
+
+def _known_class(
+    data: Mapping[str, Any], known: Mapping[str, type[PreTrainedConfig]]
+) -> type[PreTrainedConfig]:
+    kind = data.get("model_type")
+    if not isinstance(kind, str) or kind not in known:
+        raise ConfigError(
+            "its model_type is unknown", expected=f"one of {', '.join(known)}", found=repr(kind)
+        )
+    return known[kind]
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file's content, as one error that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers' configs check themselves, each in its own way
+        line = " ".join(str(error).split())
+        found = line if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"
+        raise CheckpointError(f"cannot use {path}", found=found) from error

@@ -1,0 +1,162 @@
+"""From the names of an encoder and a decoder to a checkpoint of that pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from himix_edge.bundles import DEMO_CHECKPOINT
+from himix_edge.config import DecoderConfig, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.checkpoints import Checkpoint, checkpoint_config, read_checkpoint
+from himix_edge.models.huggingface import (
+    decoder_from_folder,
+    encoder_from_folder,
+    folder_from_source,
+)
+from himix_edge.models.standin import random_checkpoint
+from himix_edge.presets import (
+    DECODERS,
+    DEFAULT_DECODER,
+    ENCODERS,
+    DecoderPreset,
+    EncoderPreset,
+    is_preset_name,
+    preset,
+)
+from himix_edge.trained import trained_checkpoints
+
+TRAINING_MAY_CHOOSE = ("feature_layer", "eos_token_ids", "max_position_embeddings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An encoder and a decoder.
+
+    Attributes:
+        encoder, decoder: a preset's name, a Hugging Face folder, or a repository of its hub.
+    """
+
+    encoder: str
+    decoder: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(Path(part).resolve().name for part in (self.encoder, self.decoder))
+
+    def config(self) -> HiMixConfig:
+        """The pair as a HiMix model.
+
+        Raises:
+            ConfigError: neither a preset, nor a folder, nor a repository.
+            CheckpointError: a folder or repository that can't be had or used.
+        """
+        vision, preprocess = _encoder(self.encoder)
+        return HiMixConfig(vision, _decoder(self.decoder), preprocess)
+
+
+def chosen_checkpoint(
+    encoder: str | None, decoder: str | None, folder: Path | None, *, random_weights: bool
+) -> Checkpoint:
+    """What a command line names: a pair, or a checkpoint, or both; the demo model if neither.
+
+    Raises:
+        ConfigError: options that don't go together, or names of nothing.
+        CheckpointError: as `checkpoint_of_pair`.
+    """
+    if encoder is None:
+        if decoder or random_weights:
+            raise ConfigError("the encoder is missing", fix="add --encoder, see: himix-edge models")
+        return read_checkpoint(folder or DEMO_CHECKPOINT)
+    pair = Pair(encoder, decoder or DEFAULT_DECODER)
+    if not random_weights:
+        return checkpoint_of_pair(pair, folder)
+    if folder:
+        raise ConfigError(
+            "a checkpoint has weights of its own", fix="leave out --checkpoint or --random-weights"
+        )
+    return random_pair(pair)
+
+
+def random_pair(pair: Pair) -> Checkpoint:
+    """The pair with random weights.
+
+    Raises:
+        as `Pair.config`.
+    """
+    return random_checkpoint(pair.name, pair.config())
+
+
+def checkpoint_of_pair(pair: Pair, folder: Path | None) -> Checkpoint:
+    """The pair with the projections of a HiMix checkpoint.
+
+    Args:
+        folder: the checkpoint; None looks among those trained on this machine.
+
+    Raises:
+        CheckpointError: none there, or one of another pair, or one that can't be used.
+        as `Pair.config`.
+    """
+    config = pair.config()
+    folder = folder or _trained(pair, config)
+    found = read_checkpoint(
+        folder, _source(pair.encoder, ENCODERS), _source(pair.decoder, DECODERS)
+    )
+    if differences := _differences(found.config, config):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of another pair",
+            expected=", ".join(f"{name} {ours}" for name, (_, ours) in differences.items()),
+            found=", ".join(str(theirs) for theirs, _ in differences.values()),
+            fix="leave out --encoder and --decoder, or point to another checkpoint",
+        )
+    return found
+
+
+def _trained(pair: Pair, config: HiMixConfig) -> Path:
+    """The newest checkpoint of this shape and design among those trained on this machine."""
+    for folder in trained_checkpoints():
+        found = checkpoint_config(folder)
+        if found and found.design == config.design and not _differences(found, config):
+            return folder
+    raise CheckpointError(
+        f"the HiMix projections for {pair.encoder} and {pair.decoder} are not there",
+        expected="a HiMix checkpoint of this pair",
+        found="none among those trained on this machine",
+        fix="train one, or point to one with --checkpoint FOLDER, or, to measure a device before "
+        "any training, add --random-weights",
+    )
+
+
+def _differences(found: HiMixConfig, config: HiMixConfig) -> dict[str, tuple[Any, Any]]:
+    """What makes two models of different shapes, by name; training may choose the rest."""
+    one, other = (
+        {
+            f"{part}.{name}": value
+            for part in ("vision", "decoder")
+            for name, value in dataclasses.asdict(getattr(each, part)).items()
+            if name not in TRAINING_MAY_CHOOSE
+        }
+        for each in (found, config)
+    )
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
+
+
+def _source(name: str, presets: Mapping[str, EncoderPreset] | Mapping[str, DecoderPreset]) -> str:
+    """Where the weights of a preset are; of anything else, what it says itself."""
+    return presets[name].hub_id if is_preset_name(name) else name
+
+
+def _encoder(name: str) -> tuple[VisionConfig, PreprocessConfig]:
+    if is_preset_name(name):
+        found = preset("encoder", ENCODERS, name)
+        return found.vision, found.preprocess
+    source = encoder_from_folder(folder_from_source(name))
+    return source.vision, source.preprocess
+
+
+def _decoder(name: str) -> DecoderConfig:
+    if is_preset_name(name):
+        return preset("decoder", DECODERS, name).decoder
+    return decoder_from_folder(folder_from_source(name)).decoder

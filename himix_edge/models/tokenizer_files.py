@@ -1,0 +1,61 @@
+"""Tokenizer and chat template in a Hugging Face folder, wherever its age has put them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER
+from himix_edge.errors import CheckpointError
+from himix_edge.models.hub import json_object
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The path of a folder's `tokenizer.json`.
+
+    Raises:
+        CheckpointError: none there; it says how to make one.
+    """
+    path = folder / TOKENIZER
+    if not path.is_file():
+        other = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
+        raise CheckpointError(
+            f"{folder} has no tokenizer that a device can read",
+            expected=TOKENIZER,
+            found=" ".join(other) or "none",
+            fix=f'convert it with: python -c "from transformers import AutoTokenizer; '
+            f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\"",
+        )
+    return path
+
+
+def chat_template_of(folder: Path) -> str:
+    """As transformers looks for it: a file of its own, else within the tokenizer's config.
+
+    Raises:
+        CheckpointError: none there, or a file that can't be read.
+    """
+    path = folder / CHAT_TEMPLATE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+    for name in (TOKENIZER_CONFIG, "chat_template.json"):
+        if (folder / name).is_file():
+            template = json_object(folder / name).get("chat_template")
+            if isinstance(template, list):  # several, by name
+                named = {
+                    item.get("name"): item.get("template")
+                    for item in template
+                    if isinstance(item, dict)
+                }
+                template = named.get("default")
+            if isinstance(template, str):
+                return template
+    raise CheckpointError(
+        f"{folder} has no chat template",
+        expected=f"{CHAT_TEMPLATE}, or a chat_template in {TOKENIZER_CONFIG}",
+        fix=f"write the Jinja template of the model's prompts to {path}",
+    )

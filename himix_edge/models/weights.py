@@ -1,0 +1,239 @@
+"""Weights by name, each read when it is asked for: a model never has to be in memory whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from himix_edge.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+SHARDS = "model-*-of-*.safetensors"
+INDEX = "model.safetensors.index.json"  # as Hugging Face names it: {"weight_map": {tensor: shard}}
+
+
+class Weight(Protocol):
+    """One tensor that is not read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> Tensor:
+        """The tensor, in the type it is stored in.
+
+        Raises:
+            CheckpointError: it can't be read, or is not floating point.
+        """
+        ...
+
+    def problem(self) -> str | None:
+        """What is wrong with its values, in words; reads it."""
+        ...
+
+
+Weights: TypeAlias = Mapping[str, Weight]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A tensor of a safetensors file."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        tensor = self._stored()
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{self.key} in {self.path} can't be used",
+                expected="floating point",
+                found=str(tensor.dtype),
+            )
+        return tensor
+
+    def problem(self) -> str | None:
+        try:
+            tensor = self._stored()
+        except CheckpointError as error:
+            return f"can't be read: {error.found}"
+        if not tensor.is_floating_point():
+            return f"is {tensor.dtype}, not floating point"
+        return None if bool(tensor.isfinite().all()) else "is not finite"
+
+    def _stored(self) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(self.key)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(self.path, error) from error
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """A tensor that is in memory anyway."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def read(self) -> Tensor:
+        return self.tensor
+
+    def problem(self) -> str | None:
+        return None if bool(self.tensor.isfinite().all()) else "is not finite"
+
+
+@dataclass(frozen=True)
+class StackedWeight:
+    """Several weights as one, along their first dimension."""
+
+    parts: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def read(self) -> Tensor:
+        return torch.cat([part.read() for part in self.parts])
+
+    def problem(self) -> str | None:
+        return next((found for part in self.parts if (found := part.problem())), None)
+
+
+@dataclass(frozen=True)
+class RandomWeight:
+    """A tensor drawn from its name and a seed: the same whenever it is read, on any machine.
+
+    Matrices keep the scale of what runs through them, norms are one, biases are small: the
+    numbers in the model stay of order one, whatever its depth.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    seed: int = 0
+
+    def read(self) -> Tensor:
+        if len(self.shape) == 1 and self.name.endswith("weight"):
+            return torch.ones(self.shape)
+        digest = hashlib.sha256(f"{self.seed} {self.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        fan_in = math.prod(self.shape[1:]) if len(self.shape) > 1 else 2500  # biases: 0.02
+        return torch.randn(self.shape, generator=generator).mul_(fan_in**-0.5)
+
+    def problem(self) -> None:
+        """Never any."""
+
+
+def random_weights(expected: Mapping[str, Tensor], seed: int = 0) -> dict[str, Weight]:
+    """Random weights for a model whose `state_dict` is given; meta tensors will do."""
+    return {
+        name: RandomWeight(name, tuple(tensor.shape), seed) for name, tensor in expected.items()
+    }
+
+
+def held_weights(model: nn.Module) -> dict[str, Weight]:
+    """The weights of a model in memory."""
+    return {name: HeldWeight(tensor) for name, tensor in model.state_dict().items()}
+
+
+def stored_weights(folder: Path) -> dict[str, StoredWeight]:
+    """All tensors of a folder with one `model.safetensors`, or with an index and its shards.
+
+    One file outweighs an index, as in transformers, whose `save_pretrained` leaves an old index be.
+
+    Raises:
+        CheckpointError: none there, shards that are missing (all of them), or a corrupt file.
+    """
+    if not (folder / SINGLE_FILE).is_file():
+        if (folder / INDEX).is_file():
+            return _sharded(folder)
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        raise CheckpointError(
+            f"{folder} has no weights",
+            expected=f"{SINGLE_FILE}, or {INDEX} and its shards",
+            found=f"{', '.join(pickled)}, which is never unpickled" if pickled else "neither",
+            fix="save it again with save_pretrained(folder, safe_serialization=True)",
+        )
+    return dict(_tensors_of(folder / SINGLE_FILE))
+
+
+def _sharded(folder: Path) -> dict[str, StoredWeight]:
+    try:
+        shards: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        paths = sorted({folder / name for name in shards.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot read {folder / INDEX}", expected='{"weight_map": ...}', found=repr(error)
+        ) from error
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(
+            f"{folder} is incomplete",
+            expected=f"{len(paths)} files of weights",
+            found=f"no {', no '.join(missing)}",
+            fix="copy or download those again; the others may stay",
+        )
+    found = {name: weight for path in paths for name, weight in _tensors_of(path)}
+    if lost := sorted(shards.keys() - found.keys()):
+        raise CheckpointError(
+            f"{folder / INDEX} is not that of its shards", found=f"no {', no '.join(lost)} in them"
+        )
+    return found
+
+
+def _tensors_of(path: Path) -> Iterator[tuple[str, StoredWeight]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no mapping
+                yield key, StoredWeight(path, key, tuple(file.get_slice(key).get_shape()))
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def renamed(weights: Mapping[str, StoredWeight], old: str, new: str) -> dict[str, StoredWeight]:
+    """Those whose name begins with `old`, under names that begin with `new` instead."""
+    return {
+        new + name.removeprefix(old): weight
+        for name, weight in weights.items()
+        if name.startswith(old)
+    }
+
+
+def misfits(expected: Mapping[str, Tensor], found: Weights) -> Iterator[str]:
+    """Every way in which the weights found are not the ones expected, in words.
+
+    Reads them all, one at a time.
+
+    Args:
+        expected: a model's `state_dict`; meta tensors will do.
+    """
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield f"{name} is unknown"
+        elif (shape := found[name].shape) != tuple(expected[name].shape):
+            yield f"{name} is {list(shape)}, not {list(expected[name].shape)}"
+        elif problem := found[name].problem():
+            yield f"{name} {problem}"
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path}",
+        expected="a whole safetensors file",
+        found=str(error),
+        fix="copy that file again; the others may stay",
+    )

@@ -1,0 +1,213 @@
+"""From names to a checkpoint: what is found, and what is said when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from himix_edge.config import HiMixConfig
+from himix_edge.errors import CheckpointError, ConfigError, HimixError
+from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
+from himix_edge.models.himix import HiMix
+from himix_edge.models.pairs import Pair, checkpoint_of_pair, chosen_checkpoint, random_pair
+from himix_edge.models.weights import RandomWeight
+from himix_edge.presets import DECODERS, ENCODERS
+from himix_edge.trained import remember_checkpoint
+from tests import tiny
+from tests.models.reference import randomized
+from tests.models.stock import DECODER, SIZE, VISION
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was trained on this machine, and there is no connection."""
+    monkeypatch.setenv("HIMIX_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def pair(clip: Path, qwen2: Path) -> Pair:
+    return Pair(str(clip), str(qwen2))
+
+
+def save(folder: Path, config: HiMixConfig, seed: int = 0) -> HiMix:
+    """A whole checkpoint of random weights."""
+    model = HiMix(config)
+    randomized(model, seed)
+    save_checkpoint(
+        folder,
+        model,
+        name=folder.name,
+        notice="",
+        tokenizer_json=tiny.tiny_tokenizer().to_str(),
+        chat_template=tiny.CHAT_TEMPLATE,
+        model_card="#\n",
+    )
+    return model
+
+
+# configs
+
+
+def test_presets_make_a_pair() -> None:
+    pair = Pair("siglip-so400m-384", "qwen2-0.5b")
+    assert pair.name == "siglip-so400m-384-qwen2-0.5b"
+    config = pair.config()
+    assert config.vision == ENCODERS["siglip-so400m-384"].vision
+    assert config.preprocess == ENCODERS["siglip-so400m-384"].preprocess
+    assert config.decoder == DECODERS["qwen2-0.5b"].decoder
+    assert config.design == "himix"
+
+
+def test_folders_make_a_pair(pair: Pair) -> None:
+    assert pair.name == "clip-qwen2"
+    config = pair.config()
+    vision, decoder = config.vision, config.decoder
+    assert {name: getattr(vision, name) for name in VISION} == VISION
+    assert (vision.model_type, vision.feature_layer) == ("clip", -2)
+    assert config.preprocess.image_size == SIZE
+    assert (decoder.hidden_size, decoder.attention_bias) == (DECODER["hidden_size"], True)
+
+
+def test_a_preset_and_a_folder_make_a_pair(clip: Path) -> None:
+    config = Pair(str(clip), "llama-3.2-1b").config()
+    assert config.vision.hidden_size == VISION["hidden_size"]
+    assert config.decoder == DECODERS["llama-3.2-1b"].decoder
+
+
+def test_a_folder_named_like_a_preset_is_a_folder(
+    clip: Path, qwen2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip.rename(clip.parent / "tinyclip-39m")
+    monkeypatch.chdir(clip.parent)
+    pair = Pair("tinyclip-39m", "qwen2")
+    assert pair.config().vision.hidden_size == VISION["hidden_size"]
+    weights = save(clip.parent / "all", pair.config()).state_dict()
+    found = checkpoint_of_pair(pair, clip.parent / "all")  # no word of the hub
+    assert torch.equal(found.weights["decoder.model.norm.weight"].read(),
+                       weights["decoder.model.norm.weight"])  # fmt: skip
+    assert qwen2.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "message"),
+    [
+        ("tinyclip-39", "qwen2-0.5b", "no encoder is named 'tinyclip-39'.*'tinyclip-39m'"),
+        ("siglip-so400m", "qwen2-0.5b", "'siglip-so400m-384'"),
+        ("tinyclip-39m", "qwen-0.5b", "no decoder is named 'qwen-0.5b'.*'qwen2(.5)?-0.5b'"),
+        ("tinyclip-39m", "gpt-oss", "no decoder is named 'gpt-oss'.*use one of: qwen2-0.5b, "),
+        ("./nowhere", "qwen2-0.5b", "cannot find ./nowhere: expected a folder, or a hub id"),
+        ("tinyclip-39m", "/no/where", "cannot find /no/where"),
+        ("", "qwen2-0.5b", "cannot find : expected a folder"),
+        ("owner/name", "qwen2-0.5b", "cannot download owner/name.*hf download owner/name"),
+    ],
+)
+def test_names_of_nothing(encoder: str, decoder: str, message: str) -> None:
+    with pytest.raises(HimixError, match=message) as error:
+        Pair(encoder, decoder).config()
+    assert "\n" not in str(error.value)
+
+
+# checkpoints
+
+
+def test_nothing_was_trained(pair: Pair) -> None:
+    with pytest.raises(CheckpointError, match=r"projections for .*clip and .*qwen2") as error:
+        checkpoint_of_pair(pair, None)
+    for way in ("train one", "--checkpoint FOLDER", "--random-weights"):
+        assert way in str(error.value)
+
+
+def test_what_was_trained_here_is_found(pair: Pair, tmp_path: Path) -> None:
+    config = pair.config()
+    other = dataclasses.replace(config.decoder, num_hidden_layers=2)
+    models = {}
+    for seed, (name, saved) in enumerate(
+        [("old", config), ("new", config), ("other", dataclasses.replace(config, decoder=other))]
+    ):
+        models[name] = save(tmp_path / name, saved, seed)
+        remember_checkpoint(tmp_path / name)
+    (tmp_path / "junk").mkdir()
+    remember_checkpoint(tmp_path / "junk")
+    found = checkpoint_of_pair(pair, None)
+    assert found.name == "new"
+    name = "injection.layers.0.k_proj.weight"
+    assert torch.equal(found.weights[name].read(), models["new"].state_dict()[name])
+
+
+def test_training_may_choose_the_layer_the_ends_and_the_context(pair: Pair, tmp_path: Path) -> None:
+    config = pair.config()
+    chosen = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, feature_layer=-3),
+        decoder=dataclasses.replace(
+            config.decoder, eos_token_ids=(0,), max_position_embeddings=100
+        ),
+    )
+    save(tmp_path / "trained", chosen)
+    remember_checkpoint(tmp_path / "trained")
+    assert checkpoint_of_pair(pair, None).config == chosen
+
+
+def test_a_checkpoint_of_another_pair_is_refused(pair: Pair, tmp_path: Path) -> None:
+    config = pair.config()
+    decoder = dataclasses.replace(config.decoder, intermediate_size=88, rope_theta=5e5)
+    vision = dataclasses.replace(config.vision, hidden_act="gelu")
+    save(tmp_path / "other", dataclasses.replace(config, vision=vision, decoder=decoder))
+    with pytest.raises(CheckpointError, match="is a checkpoint of another pair") as error:
+        checkpoint_of_pair(pair, tmp_path / "other")
+    expected = "vision.hidden_act quick_gelu, decoder.intermediate_size 80, decoder.rope_theta "
+    assert (error.value.expected or "").startswith(expected)
+    assert error.value.found == "gelu, 88, 500000.0"
+
+
+# what a command line chooses
+
+
+def test_the_demo_model_without_any_names() -> None:
+    chosen = chosen_checkpoint(None, None, None, random_weights=False)
+    assert chosen.name == "himix-shapes-demo"
+
+
+def test_a_checkpoint_without_names(pair: Pair, tmp_path: Path) -> None:
+    save(tmp_path / "mine", pair.config())
+    assert chosen_checkpoint(None, None, tmp_path / "mine", random_weights=False).name == "mine"
+
+
+def test_a_checkpoint_and_its_pair(pair: Pair, tmp_path: Path) -> None:
+    save(tmp_path / "mine", pair.config())
+    chosen = chosen_checkpoint(pair.encoder, pair.decoder, tmp_path / "mine", random_weights=False)
+    assert chosen.name == "mine"
+    assert chosen.config == read_checkpoint(tmp_path / "mine").config
+
+
+def test_random_weights_of_a_pair(pair: Pair) -> None:
+    chosen = chosen_checkpoint(pair.encoder, pair.decoder, None, random_weights=True)
+    assert chosen.name == "clip-qwen2-random"
+    assert chosen.config == random_pair(pair).config == pair.config()
+    assert all(isinstance(weight, RandomWeight) for weight in chosen.weights.values())
+    chosen.check()
+
+
+def test_the_default_decoder() -> None:
+    chosen = chosen_checkpoint("tinyclip-39m", None, None, random_weights=True)
+    assert chosen.name == "tinyclip-39m-qwen2-0.5b-random"
+    assert chosen.config.decoder == DECODERS["qwen2-0.5b"].decoder
+    shape = chosen.weights["decoder.model.embed_tokens.weight"].shape
+    assert shape == (151936, 896)
+
+
+def test_options_that_do_not_go_together(pair: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    for decoder, random in ((pair.decoder, False), (None, True), (pair.decoder, True)):
+        with pytest.raises(ConfigError, match=r"the encoder is missing.*add --encoder"):
+            chosen_checkpoint(None, decoder, None, random_weights=random)
+    with pytest.raises(ConfigError, match="leave out --checkpoint or --random-weights"):
+        chosen_checkpoint(pair.encoder, pair.decoder, folder, random_weights=True)
+    with pytest.raises(CheckpointError, match=r"gone is not a checkpoint.*no such folder"):
+        chosen_checkpoint(pair.encoder, pair.decoder, folder, random_weights=False)

@@ -1,0 +1,81 @@
+"""A model of random weights: tokenizer and texts; tests/test_cli.py exports one and asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from himix_edge.contract import Chat, Turn
+from himix_edge.errors import ConfigError
+from himix_edge.export.bundle import manifest_of
+from himix_edge.models.checkpoints import Checkpoint
+from himix_edge.models.standin import NOTICE, random_checkpoint
+from himix_edge.runtimes.tokenizer import Tokenizer
+from tests.tiny import tiny_config
+
+TEXTS = [
+    "How many objects are there?",
+    "  two spaces,\ttabs\nand\r\nlines ",
+    "Zürich, Ελλάδα, 日本, 🙂",
+    "<300> <|end|> 'tis {{ not }} special",
+    "\x00\x7f\ufeff",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return random_checkpoint("pair", tiny_config(vocab_size=400))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("standin") / "tokenizer.json"
+    path.write_text(checkpoint.tokenizer_json, encoding="utf-8")
+    return Tokenizer(path, manifest_of(checkpoint).chat)
+
+
+def test_it_says_that_it_knows_nothing(checkpoint: Checkpoint) -> None:
+    assert checkpoint.name == "pair-random"
+    assert checkpoint.notice == NOTICE
+    assert NOTICE in checkpoint.model_card
+    checkpoint.check()  # there is nothing to find
+
+
+def test_it_is_the_same_model_every_time(checkpoint: Checkpoint) -> None:
+    again = random_checkpoint("another", checkpoint.config).model().state_dict()
+    for name, tensor in checkpoint.model().state_dict().items():
+        assert torch.equal(tensor, again[name])
+
+
+def test_the_template_is_the_words_alone(checkpoint: Checkpoint) -> None:
+    assert manifest_of(checkpoint).chat == Chat(Turn("", "\n"), Turn("\n", "\n"))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_is_its_bytes_and_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode_turn(tokenizer.chat.first, text)
+    assert len(ids) == len(text.encode()) + 1
+    assert max(ids) < 256
+    assert tokenizer.decode(ids) == text + "\n"
+
+
+def test_every_id_has_a_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == 400
+    assert [tokenizer.decode([i]) for i in (256, 257, 399)] == ["<256>", "<257>", "<399>"]
+    texts = [tokenizer.decode([i]) for i in range(256)]
+    assert all(texts)
+    ascii_texts = {text for text in texts if text.isascii()}
+    assert ascii_texts == {chr(i) for i in range(128)}
+
+
+def test_a_vocabulary_without_room_for_bytes() -> None:
+    with pytest.raises(ConfigError, match="256 or more: one id a byte, found 255"):
+        random_checkpoint("pair", tiny_config(vocab_size=255))
+
+
+def test_the_smallest_vocabulary(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint("pair", tiny_config(vocab_size=256))
+    (tmp_path / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")
+    assert Tokenizer(tmp_path / "tokenizer.json", manifest_of(checkpoint).chat).vocab_size == 256
