@@ -73,6 +73,7 @@ def _session(source: Path, names: Sequence[str]) -> Any:
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
+    options.add_session_config_entry("session.disable_prepacking", "1")  # see `lean_session`
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(source.parent)
     )

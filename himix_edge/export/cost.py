@@ -28,7 +28,7 @@ from himix_edge.contract import (
 from himix_edge.errors import ConfigError, ExportError
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.expected import Array
-from himix_edge.export.verify import Closeness, Closenesses
+from himix_edge.export.verify import Closeness, Closenesses, lean_session
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def exchanges_from_graphs(
         ExportError: a graph that ONNX Runtime can't run.
     """
     names = present_names(config.decoder.num_hidden_layers)
-    vision = _session(folder / VISION_GRAPH)
+    vision = lean_session(folder / VISION_GRAPH)
     encoded = [vision.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
     del vision  # one graph in memory at a time
-    decoder = _session(folder / DECODER_GRAPH)
+    decoder = lean_session(folder / DECODER_GRAPH)
     return [
         Exchange(pixels, image, prompt, _answer(decoder, config, image, prompt, max_new_tokens))
         for pixels, image in zip(images, encoded, strict=True)
@@ -113,8 +113,9 @@ def vision_cost(
         ExportError: a graph that ONNX Runtime can't run.
     """
     names = present_names(config.decoder.num_hidden_layers)
-    session = _session(fp32)
+    session = lean_session(fp32)
     expected = [session.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
+    del session  # one graph in memory at a time
     session = _session(quantized)
     worst: Closenesses = {}
     for pixels, tensors in zip(images, expected, strict=True):
@@ -137,8 +138,9 @@ def decoder_cost(
     """
     if not exchanges:
         raise ConfigError("there is nothing to measure with", expected="exchanges", found="none")
-    session = _session(fp32)
+    session = lean_session(fp32)
     expected = [_forced(session, config, exchange) for exchange in exchanges]
+    del session  # one graph in memory at a time
     session = _session(quantized)
     names = present_names(config.decoder.num_hidden_layers)
     worst: Closenesses = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,9 @@ def quantize_bundle(
 def _quantize_vision(bundle: Path, folder: Path, config: HiMixConfig, inputs: Inputs) -> Any:
     """Writes the graph; its cost as plain data."""
     source, target = bundle / VISION_GRAPH, folder / VISION_GRAPH
-    quantized_vision(source, target)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # the bundle may be read-only
+        _copy_graph(bundle, Path(scratch), VISION_GRAPH)
+        quantized_vision(Path(scratch) / VISION_GRAPH, target)
     tensors = vision_cost(source, target, config, inputs.cost)
     return {name: dataclasses.asdict(closeness) for name, closeness in tensors.items()}
 

@@ -159,7 +159,7 @@ class VisionSession:
 
     def __init__(self, path: Path, config: HiMixConfig) -> None:
         self.names = present_names(config.decoder.num_hidden_layers)
-        self.session = _session(path)
+        self.session = lean_session(path)
 
     def encode(self, pixels: Array) -> list[Array]:
         """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, N, D]"""
@@ -173,7 +173,7 @@ class DecoderSession:
     def __init__(self, path: Path, config: HiMixConfig) -> None:
         self.config = config
         self.layers = config.decoder.num_hidden_layers
-        self.session = _session(path)
+        self.session = lean_session(path)
 
     def step(self, ids: Array, past: list[Array]) -> tuple[Array, list[Array]]:
         """M more tokens [B, M] -> logits [B, V] of the last, and the longer cache."""
@@ -255,7 +255,12 @@ def _note(worst: Closenesses, tensors: Iterable[tuple[str, Array, Array]]) -> No
         worst[name] = closeness.worst(worst.get(name, closeness))
 
 
-def _session(path: Path) -> Any:
+def lean_session(path: Path) -> Any:
+    """A float graph in ONNX Runtime, in as little memory as it takes.
+
+    Raises:
+        ExportError: ONNX Runtime can't run it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     # A second copy of the weights, laid out for speed, is not worth its memory for a few tokens.

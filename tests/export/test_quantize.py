@@ -269,9 +269,11 @@ def test_the_cost_of_no_change_is_none(
     cost = decoder_cost(source, source, config, exchanges)
     assert cost.tokens == sum(len(exchange.answer) for exchange in exchanges) >= 9
     assert cost.same_tokens == cost.tokens
-    assert cost.perplexity == cost.fp32_perplexity
+    assert cost.perplexity == pytest.approx(cost.fp32_perplexity, rel=tolerances.GRAPH_LOGITS)
     assert set(cost.tensors) == {LOGITS, *present_names(2)}
-    assert all(c.error == 0 and c.cosine == pytest.approx(1) for c in cost.tensors.values())
+    for closeness in cost.tensors.values():
+        assert closeness.error < tolerances.GRAPH_LOGITS
+        assert closeness.cosine == pytest.approx(1)
 
 
 def test_the_cost_by_hand(

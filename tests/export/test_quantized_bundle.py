@@ -185,6 +185,17 @@ def test_what_is_no_float32_bundle_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_bundle_stays_as_it_is(tiny_bundle: Path, quantized: Path, tmp_path: Path) -> None:
+    """Nothing is written beside its files, not even for a moment."""
+    before = {path.name: path.stat().st_mtime_ns for path in tiny_bundle.iterdir()}
+    changed = tiny_bundle.stat().st_mtime_ns
+    quantize_bundle(tiny_bundle, tmp_path / "out", WeightChoice(True, None))
+    assert {path.name: path.stat().st_mtime_ns for path in tiny_bundle.iterdir()} == before
+    assert tiny_bundle.stat().st_mtime_ns == changed
+    for name in (VISION_GRAPH, f"{VISION_GRAPH}.data"):
+        assert sha256_of(tmp_path / "out" / name) == sha256_of(quantized / name)
+
+
 def test_an_interrupt_leaves_no_debris(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
