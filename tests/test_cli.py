@@ -310,7 +310,7 @@ def test_ctrl_c_in_export_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> N
     assert list(place.glob(".bundle-*.partial"))
     process.send_signal(SIGINT)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert out == ""
     assert list(place.iterdir()) == []
