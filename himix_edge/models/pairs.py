@@ -28,7 +28,8 @@ from himix_edge.presets import (
 )
 from himix_edge.trained import trained_checkpoints
 
-TRAINING_MAY_CHOOSE = ("feature_layer", "eos_token_ids", "max_position_embeddings")
+# No part of a model's shape: here a checkpoint may differ from a preset, and is right.
+CHECKPOINT_DECIDES = ("feature_layer", "eos_token_ids", "max_position_embeddings", "hidden_act")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +131,13 @@ def _trained(pair: Pair, config: HiMixConfig) -> Path:
 
 
 def _differences(found: HiMixConfig, config: HiMixConfig) -> dict[str, tuple[Any, Any]]:
-    """What makes two models of different shapes, by name; training may choose the rest."""
+    """What makes two models of different shapes, by name."""
     one, other = (
         {
             f"{part}.{name}": value
             for part in ("vision", "decoder")
             for name, value in dataclasses.asdict(getattr(each, part)).items()
-            if name not in TRAINING_MAY_CHOOSE
+            if name not in CHECKPOINT_DECIDES
         }
         for each in (found, config)
     )

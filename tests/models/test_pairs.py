@@ -157,13 +157,23 @@ def test_training_may_choose_the_layer_the_ends_and_the_context(pair: Pair, tmp_
 def test_a_checkpoint_of_another_pair_is_refused(pair: Pair, tmp_path: Path) -> None:
     config = pair.config()
     decoder = dataclasses.replace(config.decoder, intermediate_size=88, rope_theta=5e5)
-    vision = dataclasses.replace(config.vision, hidden_act="gelu")
+    vision = dataclasses.replace(config.vision, patch_size=10, hidden_act="gelu")
     save(tmp_path / "other", dataclasses.replace(config, vision=vision, decoder=decoder))
     with pytest.raises(CheckpointError, match="is a checkpoint of another pair") as error:
         checkpoint_of_pair(pair, tmp_path / "other")
-    expected = "vision.hidden_act quick_gelu, decoder.intermediate_size 80, decoder.rope_theta "
+    size = config.vision.patch_size
+    expected = f"vision.patch_size {size}, decoder.intermediate_size 80, decoder.rope_theta "
     assert (error.value.expected or "").startswith(expected)
-    assert error.value.found == "gelu, 88, 500000.0"
+    assert error.value.found == "10, 88, 500000.0"
+
+
+def test_a_checkpoint_may_have_another_activation_than_the_preset(
+    pair: Pair, tmp_path: Path
+) -> None:
+    config = pair.config()
+    vision = dataclasses.replace(config.vision, hidden_act="gelu")
+    save(tmp_path / "mine", dataclasses.replace(config, vision=vision))
+    assert checkpoint_of_pair(pair, tmp_path / "mine").config.vision.hidden_act == "gelu"
 
 
 # what a command line chooses
