@@ -105,12 +105,7 @@ def quantized_decoder(
     graph = onnx_ir.load(source)
     products = weight_products(graph)
     if not products:
-        raise ExportError(
-            f"{source.name} has nothing to quantize",
-            expected="products with fp32 weight matrices",
-            found="none",
-            fix="quantize the fp32 graph of an export",
-        )
+        raise _nothing_to_quantize(source)
     head = _head(graph, products)
     layers = [product for product in products if product is not head]
     bits = BITS[how.weights]
@@ -158,12 +153,7 @@ def quantized_vision(source: Path, target: Path) -> None:
 
     products = weight_products(onnx_ir.load(source))
     if not products:
-        raise ExportError(
-            f"{source.name} has nothing to quantize",
-            expected="products with fp32 weight matrices",
-            found="none",
-            fix="quantize the fp32 graph of an export",
-        )
+        raise _nothing_to_quantize(source)
     for product in products:
         if not np.isfinite(floats_of(product.weight)).all():
             raise ExportError(
@@ -180,6 +170,15 @@ def quantized_vision(source: Path, target: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
         )
+
+
+def _nothing_to_quantize(source: Path) -> ExportError:
+    return ExportError(
+        f"{source.name} has nothing to quantize",
+        expected="products with fp32 weight matrices",
+        found="none",
+        fix="quantize the fp32 graph of an export",
+    )
 
 
 def _head(graph: onnx_ir.Model, products: Sequence[Product]) -> Product | None:
