@@ -10,6 +10,7 @@ import onnx_ir
 import pytest
 import torch
 
+from himix_edge import cli
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
 from himix_edge.export import bundle, onnx
 from himix_edge.export.bundle import export_bundle
@@ -73,3 +74,23 @@ def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         graph = tiny_bundle / name
         monkeypatch.setattr(bundle, function, lambda *_, graph=graph: onnx_ir.load(graph))
+
+
+class Done:
+    """What a command came to."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def himix(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line in this process."""
+
+    def run(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        code = end.value.code
+        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run

@@ -34,6 +34,7 @@ from himix_edge.trained import trained_checkpoints
 from himix_edge.training import recipe
 from himix_edge.training.loop import Phase
 from tests import tiny
+from tests.conftest import Done
 from tests.models.stock import write_decoder, write_encoder
 
 
@@ -50,24 +51,6 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "scene.png"
     render(random_scene(np.random.default_rng(1)), 64).save(path)
     return path
-
-
-class Done:
-    """What a command came to."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def himix(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def run(*arguments: object) -> Done:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        code = end.value.code
-        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 def refused(done: Done, *, saying: Sequence[str]) -> None:

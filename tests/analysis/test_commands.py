@@ -9,28 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from himix_edge import cli
 from himix_edge.analysis import costs, paper, sizes
 from himix_edge.analysis.report import DESIGNS, pair_config
 from himix_edge.presets import DECODERS, ENCODERS
-
-
-class Done:
-    """What a command came to."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def himix(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> Done:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        code = end.value.code
-        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 def rows_of(text: str, label: str) -> list[list[str]]:
