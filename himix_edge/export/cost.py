@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
     DECODER_GRAPH,
-    INPUT_IDS,
     LOGITS,
-    PIXEL_VALUES,
-    POSITION_IDS,
     VISION_GRAPH,
-    past_names,
     present_names,
 )
-from himix_edge.errors import ConfigError, ExportError
+from himix_edge.errors import ConfigError
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.expected import Array
-from himix_edge.export.verify import Closeness, Closenesses, lean_session
+from himix_edge.export.sessions import (
+    DecoderSession,
+    VisionSession,
+    decoder_feeds,
+    packed_session,
+)
+from himix_edge.export.verify import Closeness, Closenesses
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,12 @@ def exchanges_from_graphs(
     Raises:
         ExportError: a graph that ONNX Runtime can't run.
     """
-    names = present_names(config.decoder.num_hidden_layers)
-    vision = lean_session(folder / VISION_GRAPH)
-    encoded = [vision.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
+    vision = VisionSession(folder / VISION_GRAPH, config)
+    encoded = [vision.encode(pixels) for pixels in images]
     del vision  # one graph in memory at a time
-    decoder = lean_session(folder / DECODER_GRAPH)
+    decoder = DecoderSession(folder / DECODER_GRAPH, config)
     return [
-        Exchange(pixels, image, prompt, _answer(decoder, config, image, prompt, max_new_tokens))
+        Exchange(pixels, image, prompt, _answer(decoder, image, prompt, max_new_tokens))
         for pixels, image in zip(images, encoded, strict=True)
         for prompt in prompts
     ]
@@ -95,7 +94,7 @@ def exchanges_from_graphs(
 def calibration_feeds(config: HiMixConfig, exchanges: Iterable[Exchange]) -> list[Feeds]:
     """The decoder's inputs for whole exchanges, the answer's last token aside."""
     return [
-        _feeds(config, [*exchange.prompt, *exchange.answer[:-1]], exchange.image)
+        decoder_feeds(config, np.array([[*exchange.prompt, *exchange.answer[:-1]]]), exchange.image)
         for exchange in exchanges
     ]
 
@@ -113,13 +112,13 @@ def vision_cost(
         ExportError: a graph that ONNX Runtime can't run.
     """
     names = present_names(config.decoder.num_hidden_layers)
-    session = lean_session(fp32)
-    expected = [session.run(names, {PIXEL_VALUES: pixels}) for pixels in images]
-    del session  # one graph in memory at a time
-    session = _session(quantized)
+    vision = VisionSession(fp32, config)
+    expected = [vision.encode(pixels) for pixels in images]
+    del vision  # one graph in memory at a time
+    vision = VisionSession(quantized, config, packed_session)
     worst: Closenesses = {}
     for pixels, tensors in zip(images, expected, strict=True):
-        found = session.run(names, {PIXEL_VALUES: pixels})
+        found = vision.encode(pixels)
         _note(worst, zip(names, found, tensors, strict=True))
     return worst
 
@@ -138,17 +137,17 @@ def decoder_cost(
     """
     if not exchanges:
         raise ConfigError("there is nothing to measure with", expected="exchanges", found="none")
-    session = lean_session(fp32)
-    expected = [_forced(session, config, exchange) for exchange in exchanges]
-    del session  # one graph in memory at a time
-    session = _session(quantized)
+    decoder = DecoderSession(fp32, config)
+    expected = [_forced(decoder, exchange) for exchange in exchanges]
+    del decoder  # one graph in memory at a time
+    decoder = DecoderSession(quantized, config, packed_session)
     names = present_names(config.decoder.num_hidden_layers)
     worst: Closenesses = {}
     same = 0
     losses: list[float] = []
     fp32_losses: list[float] = []
     for exchange, (fp32_logits, fp32_kv) in zip(exchanges, expected, strict=True):
-        logits, kv = _forced(session, config, exchange)
+        logits, kv = _forced(decoder, exchange)
         _note(worst, [(LOGITS, logits, fp32_logits)])
         _note(worst, zip(names, kv, fp32_kv, strict=True))
         same += int((logits.argmax(-1) == fp32_logits.argmax(-1)).sum())
@@ -164,43 +163,25 @@ def decoder_cost(
 
 
 def _answer(
-    decoder: Any, config: HiMixConfig, image: list[Array], prompt: list[int], limit: int
+    decoder: DecoderSession, image: list[Array], prompt: list[int], limit: int
 ) -> list[int]:
-    logits, cache = _step(decoder, config, prompt, image)
+    logits, cache = decoder.step(np.array([prompt]), image)
     tokens = [int(logits.argmax())]
-    while len(tokens) < limit and tokens[-1] not in config.decoder.eos_token_ids:
-        logits, cache = _step(decoder, config, tokens[-1:], cache)
+    while len(tokens) < limit and tokens[-1] not in decoder.config.decoder.eos_token_ids:
+        logits, cache = decoder.step(np.array([tokens[-1:]]), cache)
         tokens.append(int(logits.argmax()))
     return tokens
 
 
-def _forced(decoder: Any, config: HiMixConfig, exchange: Exchange) -> tuple[Array, list[Array]]:
+def _forced(decoder: DecoderSession, exchange: Exchange) -> tuple[Array, list[Array]]:
     """Logits [T, V] before each token of the answer; the text's keys and values, [1, Hkv, M, D]."""
-    step, cache = _step(decoder, config, exchange.prompt, exchange.image)
+    step, cache = decoder.step(np.array([exchange.prompt]), exchange.image)
     logits = [step]
     for token in exchange.answer[:-1]:
-        step, cache = _step(decoder, config, [token], cache)
+        step, cache = decoder.step(np.array([[token]]), cache)
         logits.append(step)
     slots = exchange.image[0].shape[2]
-    return np.stack(logits), [part[:, :, slots:] for part in cache]
-
-
-def _step(
-    decoder: Any, config: HiMixConfig, tokens: list[int], past: list[Array]
-) -> tuple[Array, list[Array]]:
-    """M more tokens -> logits [V] of the last, and the longer cache."""
-    names = [LOGITS, *present_names(config.decoder.num_hidden_layers)]
-    logits, *present = decoder.run(names, _feeds(config, tokens, past))
-    return logits[0, 0], present
-
-
-def _feeds(config: HiMixConfig, tokens: list[int], past: list[Array]) -> dict[str, Array]:
-    first = past[0].shape[2] - config.vision.num_image_tokens + config.text_offset
-    return {
-        INPUT_IDS: np.array([tokens]),
-        POSITION_IDS: np.arange(first, first + len(tokens))[None],
-        **dict(zip(past_names(config.decoder.num_hidden_layers), past, strict=True)),
-    }
+    return np.concatenate(logits), [part[:, :, slots:] for part in cache]
 
 
 def _losses(logits: Array, answer: Sequence[int]) -> list[float]:
@@ -215,14 +196,3 @@ def _note(worst: Closenesses, tensors: Iterable[tuple[str, Array, Array]]) -> No
     for name, found, expected in tensors:
         closeness = Closeness.of(found, expected)
         worst[name] = closeness.worst(worst.get(name, closeness))
-
-
-def _session(path: Path) -> Any:
-    """As a device opens it: quantized kernels need their weights packed beforehand."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised as well
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's have no common base
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"ONNX Runtime can't run {path.name}", found=reason) from error

@@ -6,25 +6,21 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
     DECODER_GRAPH,
-    INPUT_IDS,
     LOGITS,
-    PIXEL_VALUES,
-    POSITION_IDS,
     VISION_GRAPH,
     Dtype,
-    past_names,
     present_names,
 )
-from himix_edge.errors import ExportError, ParityError
+from himix_edge.errors import ParityError
 from himix_edge.export.expected import Array, Expected, Greedy, Step
+from himix_edge.export.sessions import DecoderSession, VisionSession
 from himix_edge.export.widen import write_widened
 
 
@@ -154,38 +150,6 @@ def _verify(expected: Expected, folder: Path, config: HiMixConfig, bounds: Bound
     )
 
 
-class VisionSession:
-    """A vision graph in ONNX Runtime, by the contract alone."""
-
-    def __init__(self, path: Path, config: HiMixConfig) -> None:
-        self.names = present_names(config.decoder.num_hidden_layers)
-        self.session = lean_session(path)
-
-    def encode(self, pixels: Array) -> list[Array]:
-        """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, N, D]"""
-        kv: list[Array] = self.session.run(self.names, {PIXEL_VALUES: pixels})
-        return kv
-
-
-class DecoderSession:
-    """A decoder graph in ONNX Runtime, by the contract alone."""
-
-    def __init__(self, path: Path, config: HiMixConfig) -> None:
-        self.config = config
-        self.layers = config.decoder.num_hidden_layers
-        self.session = lean_session(path)
-
-    def step(self, ids: Array, past: list[Array]) -> tuple[Array, list[Array]]:
-        """M more tokens [B, M] -> logits [B, V] of the last, and the longer cache."""
-        slots = past[0].shape[2]
-        first = slots - self.config.vision.num_image_tokens + self.config.text_offset
-        positions = np.broadcast_to(np.arange(first, first + ids.shape[1]), ids.shape)
-        feeds = {INPUT_IDS: ids, POSITION_IDS: np.ascontiguousarray(positions)}
-        feeds.update(zip(past_names(self.layers), past, strict=True))
-        logits, *present = self.session.run([LOGITS, *present_names(self.layers)], feeds)
-        return logits[:, 0], present
-
-
 def _compare_step(
     worst: Closenesses, decoder: DecoderSession, step: Step, past: list[Array]
 ) -> list[Array]:
@@ -253,20 +217,3 @@ def _note(worst: Closenesses, tensors: Iterable[tuple[str, Array, Array]]) -> No
     for name, found, expected in tensors:
         closeness = Closeness.of(found, expected)
         worst[name] = closeness.worst(worst.get(name, closeness))
-
-
-def lean_session(path: Path) -> Any:
-    """A float graph in ONNX Runtime, in as little memory as it takes.
-
-    Raises:
-        ExportError: ONNX Runtime can't run it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised as well
-    # A second copy of the weights, laid out for speed, is not worth its memory for a few tokens.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's have no common base
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"ONNX Runtime can't run {path.name}", found=reason) from error

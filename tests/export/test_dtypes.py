@@ -19,7 +19,8 @@ from himix_edge.export.graphs import DecoderGraph, flat
 from himix_edge.export.onnx import (
     TORCH_DTYPES,
 )
-from himix_edge.export.verify import Closeness, DecoderSession, VisionSession
+from himix_edge.export.sessions import DecoderSession, VisionSession
+from himix_edge.export.verify import Closeness
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import HiMix
 from tests.export.conftest import Exported

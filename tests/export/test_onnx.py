@@ -30,7 +30,7 @@ from himix_edge.export.onnx import (
     vision_onnx_from_weights,
     write_graph,
 )
-from himix_edge.export.verify import DecoderSession, VisionSession
+from himix_edge.export.sessions import DecoderSession, VisionSession
 from himix_edge.files import sha256_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import HiMix

@@ -16,7 +16,8 @@ from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
 from himix_edge.errors import ExportError, ParityError
 from himix_edge.export.expected import Array, Expected, expected_from_model, trial_images
 from himix_edge.export.onnx import vision_onnx_from_weights, write_graph
-from himix_edge.export.verify import BOUNDS, Closeness, DecoderSession, Parity, verify
+from himix_edge.export.sessions import DecoderSession
+from himix_edge.export.verify import BOUNDS, Closeness, Parity, verify
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import held_weights

@@ -12,7 +12,7 @@ import torch
 
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
 from himix_edge.export.graphs import DecoderGraph, flat
-from himix_edge.export.verify import DecoderSession, VisionSession
+from himix_edge.export.sessions import DecoderSession, VisionSession
 from himix_edge.export.widen import write_widened
 from himix_edge.models.himix import HiMix
 from tests.export.conftest import Exported
