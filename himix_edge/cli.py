@@ -1,6 +1,7 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
-Here: bundles, made, looked into and asked. In `cli_lab.py`: models, trained, judged and reckoned.
+Here: bundles, made, looked into and asked. In `cli_device.py`: engines and the devices they are for.
+In `cli_lab.py`: models, trained, judged and reckoned.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from himix_edge import __version__
+from himix_edge.cli_device import device
 from himix_edge.cli_lab import Json, Threads, lab
 from himix_edge.contract import FileRecord, Manifest
 from himix_edge.errors import ConfigError, HimixError, closest
@@ -28,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(device)
 app.add_typer(lab)
 
 

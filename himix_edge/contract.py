@@ -7,6 +7,16 @@
                    -> logits [B, 1, V] of the last token,
                       present.{i}.key, present.{i}.value [B, Hkv, P + M, D]
 
+In the native dialect the cache has a fixed size of S slots, and both graphs write into it:
+
+    vision.onnx    pixel_values [B, 3, H, W], past_key_values.* [B, Hkv, S, D]
+                   -> present.* [B, Hkv, S, D], the first N slots being the image
+    decoder.onnx   input_ids [B, M], position_ids [B, M], write_indices [B],
+                   past_key_values.* [B, Hkv, S, D]
+                   -> logits [B, 1, V], present.* [B, Hkv, S, D], M slots from write_indices on new
+
+A past and its present may be one buffer there; that is what makes a step write M slots and no more.
+
 A HiMix decoder is a stock causal decoder whose first N cache slots were written by the vision side;
 the text token in slot N + t stands at rotary position `text_offset + t`. The names are those of
 ONNX Runtime GenAI. What vision calls present, the decoder's first step calls past.
@@ -29,6 +39,7 @@ from himix_edge.plain import dataclass_from_dict
 PIXEL_VALUES = "pixel_values"
 INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
+WRITE_INDICES = "write_indices"  # int64: the slot that the first of a step's tokens goes into
 LOGITS = "logits"
 
 MANIFEST = "manifest.json"
@@ -39,8 +50,10 @@ CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor.json"
 MODEL_CARD = "README.md"
 
-SCHEMA_VERSION = 2
-Dialect = Literal["portable", "ort"]  # operators that every runtime has, or ONNX Runtime's own too
+SCHEMA_VERSION = 3
+# Operators that every runtime has; ONNX's own attention over a cache of fixed size, for TensorRT
+# from 10.15 on and TensorRT for RTX; or operators of ONNX Runtime's own.
+Dialect = Literal["portable", "native", "ort"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -125,6 +138,7 @@ class Manifest:
         tools: the versions of the packages that made it.
         parity: how close the graphs came to the model: figures by name.
         quantization: None where the weights are as exported.
+        cache_slots: S, how many slots a cache of fixed size has; None where the cache grows.
     """
 
     schema_version: int
@@ -138,6 +152,7 @@ class Manifest:
     tools: dict[str, str]
     parity: dict[str, Any]
     quantization: Quantization | None = None
+    cache_slots: int | None = None
 
     def to_json(self) -> str:
         """The text of `manifest.json`; its last field seals all the others."""

@@ -9,6 +9,7 @@ HimixError                what every error below is; the command line prints it 
 ├── TrainingError         a training run that can't start or can't go on
 ├── ExportError           a graph that could not be made
 │   └── ParityError       a graph that was made, and gives other numbers than the model
+├── EngineError           an engine that is missing, another device's, or can't be built
 ├── OutputError           a place that can't be written
 └── DependencyError       a package that this step needs and that is not installed
 """
@@ -74,6 +75,10 @@ class ExportError(HimixError):
 
 class ParityError(ExportError):
     """A graph that was made, and gives other numbers than the model."""
+
+
+class EngineError(HimixError):
+    """An engine that is missing, another device's, or can't be built."""
 
 
 class OutputError(HimixError):
