@@ -1,6 +1,6 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
-Here: bundles, made, looked into and asked. In `cli_device.py`: engines and the devices they are for.
+Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
 In `cli_lab.py`: models, trained, judged and reckoned.
 """
 
