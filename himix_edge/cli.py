@@ -19,7 +19,7 @@ from himix_edge import __version__
 from himix_edge.cli_device import device
 from himix_edge.cli_lab import Json, Threads, lab
 from himix_edge.contract import FileRecord, Manifest
-from himix_edge.errors import ConfigError, HimixError, closest
+from himix_edge.errors import HimixError
 
 app = typer.Typer(
     help="HiMix vision-language models from PyTorch to the device.",
@@ -100,25 +100,41 @@ def export(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="To measure a device before any training.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    target: Annotated[
+        str,
+        typer.Option(help="For cpu, jetpack-6.2, jetpack-7.2, tensorrt or rtx."),
+    ] = "cpu",
+    dialect: Annotated[
+        str | None, typer.Option(help="portable or native; by default the target's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; by default the target's.")
+    ] = None,
+    max_text: Annotated[
+        int | None, typer.Option(help="Tokens that a cache of fixed size (native) holds: 1024.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a bundle of a checkpoint: ONNX graphs, verified against the model, and all they need."""
-    from himix_edge import bundles, progress
+    from himix_edge import bundles, progress, targets
     from himix_edge.export.bundle import export_bundle
-    from himix_edge.export.onnx import TORCH_DTYPES
     from himix_edge.models.pairs import chosen_checkpoint
 
-    types = {str(name): name for name in TORCH_DTYPES}
-    if dtype not in types:
-        raise ConfigError(f"no dtype is named {dtype!r}", fix=closest(dtype, types))
+    graphs = targets.target(target).updated(dialect, dtype)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
     with progress.phases(f"Exporting {source.name}") as report:
-        exported = export_bundle(source, folder, dtype=types[dtype], progress=report)
+        exported = export_bundle(
+            source,
+            folder,
+            dtype=graphs.dtype,
+            dialect=graphs.dialect,
+            max_text=max_text,
+            progress=report,
+        )
     bundles.remember_export(folder)
     if as_json:
         print(json.dumps({"bundle": str(folder), **dataclasses.asdict(exported)}, indent=2))
@@ -131,11 +147,20 @@ def export(
 
 @app.command()
 def quantize(
-    bundle: Annotated[Path, typer.Argument(help="A bundle in float32.")],
+    bundle: Annotated[Path, typer.Argument(help="In float32 for CPUs, or float16 for TensorRT.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new bundle's folder.")],
-    vision: Annotated[str | None, typer.Option(help="int8; by default as it is.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="int8 or int4; by default as it is.")] = None,
-    block_size: Annotated[int, typer.Option(help="Weights to a scale: 32, 64 or 128.")] = 32,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="int8; int4 or fp8 in the native dialect; by default as it is."),
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="int8 or int4; fp8 in the native dialect; by default as it is."),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Weights to a scale: 32, 64 or 128, by default 32; TensorRT's 64, 128."),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="rtn, to the nearest; or gptq, by what inputs need: slower, closer.")
     ] = "rtn",
@@ -151,9 +176,10 @@ def quantize(
 ) -> None:
     """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
     from himix_edge import bundles, evaluation, progress
-    from himix_edge.export.quantized_bundle import cost_table, quantize_bundle, weight_choice
+    from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
+    from himix_edge.export.recipes import WeightChoice
 
-    choice = weight_choice(vision, decoder, block_size, method)
+    choice = WeightChoice(vision, decoder, block_size, method)
     with progress.phases(f"Quantizing {bundle}") as report:
         manifest = quantize_bundle(
             bundle,
@@ -187,7 +213,8 @@ def info(
     print(f"{manifest.name}: {_megabytes(manifest.files)}, every file as exported")
     if manifest.notice:
         print(manifest.notice)
-    print(f"dialect     {manifest.dialect}, {manifest.dtype}")
+    slots = f", a cache of {manifest.cache_slots} slots" if manifest.cache_slots else ""
+    print(f"dialect     {manifest.dialect}, {manifest.dtype}{slots}")
     if manifest.quantization:
         print(f"quantized   {manifest.quantization}")
     print(f"design      {config.design}")

@@ -16,6 +16,7 @@ In the native dialect the cache has a fixed size of S slots, and both graphs wri
                    -> logits [B, 1, V], present.* [B, Hkv, S, D], M slots from write_indices on new
 
 A past and its present may be one buffer there; that is what makes a step write M slots and no more.
+Slots beyond the last token are not looked at, but must hold finite numbers: zero a new buffer.
 
 A HiMix decoder is a stock causal decoder whose first N cache slots were written by the vision side;
 the text token in slot N + t stands at rotary position `text_offset + t`. The names are those of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
 from himix_edge.contract import Dialect, Dtype
 from himix_edge.errors import ConfigError, closest
@@ -21,6 +23,23 @@ class Target:
     dialect: Dialect
     dtype: Dtype
     engine: str
+
+    def updated(self, dialect: str | None, dtype: str | None) -> Target:
+        """The same target with graphs of another kind; None leaves it as it is.
+
+        Raises:
+            ConfigError: a name of none; it names the closest.
+        """
+        dialects: dict[str, Dialect] = {"portable": "portable", "native": "native"}
+        dtypes: dict[str, Dtype] = {name: name for name in get_args(Dtype)}
+        for kind, name, known in (("dialect", dialect, dialects), ("dtype", dtype, dtypes)):
+            if name is not None and name not in known:
+                raise ConfigError(f"no {kind} is named {name!r}", fix=closest(name, known))
+        return dataclasses.replace(
+            self,
+            dialect=dialects[dialect] if dialect else self.dialect,
+            dtype=dtypes[dtype] if dtype else self.dtype,
+        )
 
 
 TARGETS = {

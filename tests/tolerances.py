@@ -18,3 +18,5 @@ BFLOAT16_CONSTANTS = 1e-2  # a widened bfloat16 encoder, whose constants are rou
 ROUNDING_STEPS = 1e-3  # quantized weights against the formula, in steps of their block
 DEQUANTIZED_WEIGHTS = 1e-6  # as the kernels read them, over the largest of their column
 INT8_ACTIVATIONS = 0.03  # a quantized graph, whose kernels round inputs to int8, against fp32 ones
+REWRITE = 1e-5  # a graph before and after a rewrite, in fp32
+HALF_REWRITE = 2e-2  # the same in float16, values of order 1 to 5

@@ -11,6 +11,7 @@ from pathlib import Path
 import tokenizers
 
 import himix_edge
+from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
     CHAT_TEMPLATE,
     DECODER_GRAPH,
@@ -22,13 +23,14 @@ from himix_edge.contract import (
     TOKENIZER,
     VISION_GRAPH,
     Chat,
+    Dialect,
     Dtype,
     FileRecord,
     Manifest,
 )
-from himix_edge.errors import CheckpointError
+from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.export.chat import chat_from_template
-from himix_edge.export.dialects import PORTABLE_OPSET
+from himix_edge.export.dialects import NATIVE_OPSET, PORTABLE_OPSET
 from himix_edge.export.expected import QUESTIONS, Expected, expected_from_model, trial_images
 from himix_edge.export.onnx import (
     decoder_onnx_from_weights,
@@ -36,6 +38,7 @@ from himix_edge.export.onnx import (
     write_graph,
 )
 from himix_edge.export.phases import PhaseCost, Phases, Progress, total
+from himix_edge.export.rewrites import native_decoder, native_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
@@ -43,6 +46,7 @@ from himix_edge.models.himix import model_from_weights
 from himix_edge.runtimes.tokenizer import Tokenizer
 
 CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
+DEFAULT_MAX_TEXT = 1024  # tokens of text that a cache of fixed size has slots for
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 
@@ -69,6 +73,8 @@ def export_bundle(
     output: Path,
     *,
     dtype: Dtype = "float32",
+    dialect: Dialect = "portable",
+    max_text: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Writes the bundle folder `output`, whole and verified, or not at all.
@@ -78,6 +84,9 @@ def export_bundle(
 
     Args:
         dtype: of the weights and of the cache.
+        dialect: "portable" or "native".
+        max_text: how many tokens of text the native dialect's cache has slots for; by default
+            as many as the model has positions for, up to 1,024.
         progress: called when a phase begins or goes on, and with 1.0 when all is done.
 
     Raises:
@@ -85,21 +94,29 @@ def export_bundle(
         CheckpointError: weights or a tokenizer that can't be used.
         ExportError: a chat template that can't be taken apart, a graph that can't be made.
         ParityError: a graph that gives other numbers than the model.
+        ConfigError: a cache that the dialect or the model has no use for.
     """
+    cache_slots = _cache_slots(checkpoint.config, dialect, max_text)
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
     with whole_folder(output) as folder:
         phases.begin("checking the weights", 0.0)
-        manifest = manifest_of(checkpoint, dtype)
+        manifest = dataclasses.replace(
+            manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots
+        )
         _write_texts(folder, checkpoint)
         checkpoint.check()
         phases.begin("vision graph", 0.05)
         graph = vision_onnx_from_weights(config, weights, dtype)
+        if cache_slots:
+            native_vision(graph, config, cache_slots)
         phases.begin("vision weights", 0.2)
         write_graph(graph, folder / VISION_GRAPH, lambda part: phases.within(0.2 + 0.1 * part))
         phases.begin("decoder graph", 0.3)
         graph = decoder_onnx_from_weights(config, weights, dtype)
+        if cache_slots:
+            native_decoder(graph, config, cache_slots)
         phases.begin("decoder weights", 0.55)
         write_graph(graph, folder / DECODER_GRAPH, lambda part: phases.within(0.55 + 0.15 * part))
         del graph
@@ -110,6 +127,34 @@ def export_bundle(
         phases.begin("sealing", 0.95)
         manifest = _seal(folder, checkpoint, manifest, parity)
     return Exported(manifest, phases.finish())
+
+
+def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) -> int | None:
+    """S = N + max_text, or None where the cache grows."""
+    if dialect == "ort":
+        raise ConfigError(
+            "no export is in the dialect 'ort'",
+            expected="portable or native",
+            fix="export portable, then: himix-edge quantize",
+        )
+    if dialect == "portable":
+        if max_text is not None:
+            raise ConfigError(
+                "max_text means nothing in the portable dialect",
+                expected="a cache of fixed size",
+                found="one that grows as long as the model has positions",
+                fix="leave it out, or export with --dialect native",
+            )
+        return None
+    most = config.max_text_tokens
+    text = min(most, DEFAULT_MAX_TEXT) if max_text is None else max_text
+    if not 2 <= text <= most:
+        raise ConfigError(
+            "max_text is out of range",
+            expected=f"2 to the {most} that the model has positions for",
+            found=str(text),
+        )
+    return config.vision.num_image_tokens + text
 
 
 def is_bundle(folder: Path) -> bool:
@@ -181,7 +226,7 @@ def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Pari
     """Adds the model card, and the manifest last."""
     tools = {name: metadata.version(name) for name in TOOLS}
     tools = {"himix-edge": himix_edge.__version__, **tools}
-    card = f"{checkpoint.model_card.rstrip()}\n\n{_export_note(manifest.dtype, tools, parity)}"
+    card = f"{checkpoint.model_card.rstrip()}\n\n{_export_note(manifest, tools, parity)}"
     (folder / MODEL_CARD).write_text(card, encoding="utf-8")
     manifest = dataclasses.replace(
         manifest,
@@ -193,15 +238,18 @@ def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Pari
     return manifest
 
 
-def _export_note(dtype: Dtype, tools: dict[str, str], parity: Parity) -> str:
+def _export_note(manifest: Manifest, tools: dict[str, str], parity: Parity) -> str:
     """The model card's last section."""
     keys_and_values = max(closeness.error for closeness in parity.vision.values())
     versions = ", ".join(f"{name} {version}" for name, version in tools.items())
+    dialect = f'"portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1 and later import)'
+    if manifest.dialect == "native":
+        dialect = f'"native" (opset {NATIVE_OPSET}, a cache of {manifest.cache_slots} slots)'
     return f"""\
 ## Export
 
-Two ONNX graphs in {dtype}, dialect "portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1
-and later import), made with {versions}.
+Two ONNX graphs in {manifest.dtype}, dialect {dialect}, made with
+{versions}.
 
 Checked in ONNX Runtime against the model in PyTorch on {parity.images} images. Largest difference,
 over the largest value of its tensor: {keys_and_values:.1e} in the image's keys and values,

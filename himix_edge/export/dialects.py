@@ -7,6 +7,7 @@ import onnx_ir
 from himix_edge.errors import ExportError
 
 PORTABLE_OPSET = 18
+NATIVE_OPSET = 24
 
 # What the parser of TensorRT 10.1 imports, and that of every later one.
 # https://github.com/onnx/onnx-tensorrt/blob/10.1-GA/docs/operators.md
@@ -31,25 +32,44 @@ PORTABLE_OPERATORS = frozenset(
 )
 
 
+# What ONNX has had for language models since opset 23, and 24.
+NATIVE_OPERATORS = frozenset(("Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"))
+
+
 def require_portable(graph: onnx_ir.Model) -> None:
     """Checks that a graph keeps to the portable dialect.
 
     Raises:
         ExportError: another opset, or operators that the dialect lacks: all of them.
     """
-    opset = graph.opset_imports.get("")
-    if opset != PORTABLE_OPSET:
+    _require(graph, "portable", PORTABLE_OPSET, PORTABLE_OPERATORS)
+
+
+def require_native(graph: onnx_ir.Model) -> None:
+    """Checks that a graph keeps to the native dialect.
+
+    Raises:
+        ExportError: another opset, or operators that the dialect lacks: all of them.
+    """
+    _require(graph, "native", NATIVE_OPSET, PORTABLE_OPERATORS | NATIVE_OPERATORS)
+
+
+def _require(graph: onnx_ir.Model, dialect: str, opset: int, operators: frozenset[str]) -> None:
+    found = graph.opset_imports.get("")
+    if found != opset:
         raise ExportError(
-            "the graph has another opset than the portable dialect",
-            expected=str(PORTABLE_OPSET),
-            found=str(opset),
+            f"the graph has another opset than the {dialect} dialect",
+            expected=str(opset),
+            found=str(found),
         )
     used = {f"{node.domain}::{node.op_type}".removeprefix("::") for node in graph.graph.all_nodes()}
     used |= {"::".join(identifier[:2]) for identifier in graph.functions}
-    if foreign := sorted(used - PORTABLE_OPERATORS):
+    if foreign := sorted(used - operators):
         raise ExportError(
-            "the graph has operators that the portable dialect lacks",
-            expected="those that TensorRT 10.1 imports",
+            f"the graph has operators that the {dialect} dialect lacks",
+            expected="those that TensorRT 10.1 imports"
+            if dialect == "portable"
+            else "those, and ONNX's for language models",
             found=", ".join(foreign),
             fix="write that part of the model in plainer operations",
         )

@@ -15,12 +15,16 @@ from himix_edge.contract import (
     LOGITS,
     PIXEL_VALUES,
     POSITION_IDS,
+    WRITE_INDICES,
     past_names,
     present_names,
 )
 from himix_edge.errors import ExportError
 from himix_edge.export.expected import Array
 
+# What the slots of a cache hold that nothing was written into: a graph that looks at them shows it.
+UNWRITTEN = 3.0
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Opener: TypeAlias = Callable[[Path], Any]  # a graph's file -> an InferenceSession
 
 
@@ -62,13 +66,22 @@ class VisionSession:
     def __init__(
         self, path: Path, config: HiMixConfig, open_session: Opener = lean_session
     ) -> None:
+        self.config = config
         self.names = present_names(config.decoder.num_hidden_layers)
         self.session = open_session(path)
+        self.cache_slots = fixed_slots(self.session)
 
     def encode(self, pixels: Array) -> list[Array]:
         """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, N, D]"""
-        kv: list[Array] = self.session.run(self.names, {PIXEL_VALUES: pixels})
-        return kv
+        feeds = {PIXEL_VALUES: pixels}
+        if self.cache_slots:
+            decoder = self.config.decoder
+            dtype = DTYPES[self.session.get_inputs()[-1].type]
+            shape = (len(pixels), decoder.num_key_value_heads, self.cache_slots, decoder.head_dim)
+            empty = np.full(shape, UNWRITTEN, dtype)
+            feeds.update(dict.fromkeys(past_names(decoder.num_hidden_layers), empty))
+        kv: list[Array] = self.session.run(self.names, feeds)
+        return [part[:, :, : self.config.vision.num_image_tokens] for part in kv]
 
 
 class DecoderSession:
@@ -80,18 +93,40 @@ class DecoderSession:
         self.config = config
         self.layers = config.decoder.num_hidden_layers
         self.session = open_session(path)
+        self.cache_slots = fixed_slots(self.session)
 
     def step(self, ids: Array, past: list[Array]) -> tuple[Array, list[Array]]:
-        """M more tokens [B, M] -> logits [B, V] of the last, and the longer cache."""
+        """M more tokens [B, M] -> logits [B, V] of the last, and the cache with M more slots."""
         names = [LOGITS, *present_names(self.layers)]
-        logits, *present = self.session.run(names, decoder_feeds(self.config, ids, past))
-        return logits[:, 0], present
+        feeds = decoder_feeds(self.config, ids, past, self.cache_slots)
+        logits, *present = self.session.run(names, feeds)
+        length = past[0].shape[2] + ids.shape[1]
+        return logits[:, 0], [part[:, :, :length] for part in present]
 
 
-def decoder_feeds(config: HiMixConfig, ids: Array, past: list[Array]) -> dict[str, Array]:
-    """The decoder graph's inputs for M more tokens [B, M] over a cache with an image in it."""
-    first = past[0].shape[2] - config.vision.num_image_tokens + config.text_offset
+def fixed_slots(session: Any) -> int | None:
+    """S, where a graph's cache has a fixed size; None where it grows, or has no cache."""
+    shapes = {node.name: node.shape for node in session.get_inputs()}
+    slots = shapes.get(past_names(1)[0], [None] * 4)[2]
+    return slots if isinstance(slots, int) else None
+
+
+def decoder_feeds(
+    config: HiMixConfig, ids: Array, past: list[Array], cache_slots: int | None = None
+) -> dict[str, Array]:
+    """The decoder graph's inputs for M more tokens [B, M] over a cache with an image in it.
+
+    Args:
+        past: flat, each [B, Hkv, P, D].
+        cache_slots: S, where the graph has a cache of fixed size.
+    """
+    filled = past[0].shape[2]
+    first = filled - config.vision.num_image_tokens + config.text_offset
     positions = np.broadcast_to(np.arange(first, first + ids.shape[1]), ids.shape)
     feeds = {INPUT_IDS: ids, POSITION_IDS: np.ascontiguousarray(positions)}
+    if cache_slots:
+        feeds[WRITE_INDICES] = np.full(len(ids), filled)
+        room = ((0, 0), (0, 0), (0, cache_slots - filled), (0, 0))
+        past = [np.pad(part, room, constant_values=UNWRITTEN) for part in past]
     feeds.update(zip(past_names(config.decoder.num_hidden_layers), past, strict=True))
     return feeds

@@ -1,0 +1,49 @@
+"""From the portable dialect to the native one, a rewrite a file.
+
+Native graphs have the operators that ONNX got for language models (opset 23 and 24), and a cache of
+fixed size. Each of them says in one node what takes ten to twenty primitives, which an engine then
+need not recognize, and has a kernel of its own in TensorRT from 10.15 on and TensorRT for RTX.
+"""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from himix_edge.config import HiMixConfig
+from himix_edge.contract import past_names
+from himix_edge.export.dialects import NATIVE_OPSET, require_native
+from himix_edge.export.rewrites.attention import DecoderAttention, EncoderAttention
+from himix_edge.export.rewrites.rms_normalization import RMSNormalization
+from himix_edge.export.rewrites.rotary_embedding import RotaryEmbedding
+from himix_edge.export.rewrites.tensor_scatter import fix_decoder_cache, fix_vision_cache
+
+
+def native_decoder(graph: onnx_ir.Model, config: HiMixConfig, cache_slots: int) -> None:
+    """Rewrites a portable decoder graph, in place.
+
+    Args:
+        cache_slots: S, of the image and the text together.
+
+    Raises:
+        ExportError: a graph that is not what `decoder_onnx_from_weights` makes.
+    """
+    layers = config.decoder.num_hidden_layers
+    RMSNormalization.apply(graph, times=2 * layers + 1)
+    RotaryEmbedding.apply(graph, times=2 * layers)
+    DecoderAttention.apply(graph, times=layers)
+    fix_decoder_cache(graph, past_names(layers), cache_slots)
+    _finish(graph)
+
+
+def native_vision(graph: onnx_ir.Model, config: HiMixConfig, cache_slots: int) -> None:
+    """Rewrites a portable vision graph, in place; arguments and errors as of `native_decoder`."""
+    encoder_layers = config.vision.num_hidden_layers + 1 + config.vision.feature_layer
+    EncoderAttention.apply(graph, times=encoder_layers)
+    fix_vision_cache(graph, past_names(config.decoder.num_hidden_layers), cache_slots)
+    _finish(graph)
+
+
+def _finish(graph: onnx_ir.Model) -> None:
+    """Between opsets 18 and 24 the operators that are left have only learnt new types."""
+    graph.opset_imports[""] = NATIVE_OPSET
+    require_native(graph)
