@@ -20,3 +20,4 @@ DEQUANTIZED_WEIGHTS = 1e-6  # as the kernels read them, over the largest of thei
 INT8_ACTIVATIONS = 0.03  # a quantized graph, whose kernels round inputs to int8, against fp32 ones
 REWRITE = 1e-5  # a graph before and after a rewrite, in fp32
 HALF_REWRITE = 2e-2  # the same in float16, values of order 1 to 5
+HALF_KEYS_AND_VALUES = 0.999  # the least cosine of a float16 graph's keys and values to fp32's

@@ -17,6 +17,7 @@ from himix_edge.export.onnx import write_graph
 from himix_edge.export.rewrites import native_decoder, native_vision
 from himix_edge.export.verify import BOUNDS, verify
 from himix_edge.models.checkpoints import Checkpoint
+from tests.export.conftest import Exported
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config()  # 4 image tokens, positions for 256 tokens of text
@@ -72,6 +73,15 @@ def test_a_rewritten_graph_is_as_close_to_the_model_as_before(
     assert parity.greedy_tokens == parity.greedy_tokens_equal >= 3
     worst = max(c.error for c in (*parity.vision.values(), *parity.decoder.values()))
     assert worst < BOUNDS["float32"].error / 10
+
+
+def test_bfloat16_too(bfloat: Exported, tmp_path: Path) -> None:
+    for name, rewrite in ((VISION_GRAPH, native_vision), (DECODER_GRAPH, native_decoder)):
+        graph = onnx_ir.load(bfloat.folder / name)
+        rewrite(graph, bfloat.checkpoint.config, SLOTS)
+        write_graph(graph, tmp_path / name)
+    parity = verify(_asked(bfloat.checkpoint), tmp_path, bfloat.checkpoint.config, "bfloat16")
+    assert parity.greedy_tokens == parity.greedy_tokens_equal >= 3
 
 
 def test_a_mask_that_shows_one_slot_too_many_is_noticed(

@@ -104,6 +104,7 @@ def _take_place(body: onnx_ir.Graph, before: onnx_ir.Value, after: onnx_ir.Value
     cache = after.producer().inputs[0]  # type: ignore[union-attr]
     after.name, before.name = before.name, f"{before.name}.new"
     after.type, after.shape = cache.type, cache.shape  # type: ignore[union-attr]
+    before.type = before.shape = None  # it can be inferred, like that of any value within
     body.outputs[body.outputs.index(before)] = after
     for node, position in list(before.uses()):
         if node is not after.producer():
