@@ -50,6 +50,7 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor.json"
 MODEL_CARD = "README.md"
+ENGINES = "engines"  # a folder of what was built of the graphs; the manifest knows nothing of it
 
 SCHEMA_VERSION = 3
 # Operators that every runtime has; ONNX's own attention over a cache of fixed size, for TensorRT
@@ -106,9 +107,9 @@ class Quantization:
     """In what weights are stored, and what that costs.
 
     Attributes:
-        vision, decoder: "int8" or "int4"; None is as exported.
-        block_size: how many of the decoder's weights share a scale.
-        method: how its weights were rounded.
+        vision, decoder: "int8", "int4" or "fp8"; None is as exported.
+        block_size: how many weights share a scale; None is all of an output.
+        method: how the decoder's weights were rounded.
         cost: against the bundle it was made from: figures by name.
     """
 
@@ -119,10 +120,10 @@ class Quantization:
     cost: dict[str, Any]
 
     def __str__(self) -> str:
-        how = f" ({self.method}, blocks of {self.block_size})" if self.decoder else ""
-        return (
-            f"vision {self.vision or 'as exported'}, decoder {self.decoder or 'as exported'}{how}"
-        )
+        vision, decoder = self.vision or "as exported", self.decoder or "as exported"
+        blocks = f"blocks of {self.block_size}" if self.block_size else None
+        how = ", ".join(filter(None, (self.method, blocks)))
+        return f"vision {vision}, decoder {decoder}{f' ({how})' if how else ''}"
 
 
 @dataclass(frozen=True)

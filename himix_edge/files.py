@@ -37,11 +37,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, keep: str | None = None) -> Iterator[Path]:
     """An empty temporary folder beside `path`, renamed to it when the block ends without an error.
 
     A folder that already stands at `path` stays as it is until the new one is whole, and is then
     replaced. Whatever ends the block early, Ctrl-C too, leaves no debris.
+
+    Args:
+        keep: a folder within that outlives the replacement, unless the new one has its own.
 
     Raises:
         OutputError: the parent folder can't be written, or the disk is full.
@@ -60,6 +63,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 if not path.exists():
                     old.replace(path)
                 raise
+            if keep and (old / keep).is_dir() and not (path / keep).exists():
+                (old / keep).replace(path / keep)
 
 
 def refuse_foreign_folder(path: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:

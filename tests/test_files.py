@@ -80,6 +80,21 @@ def test_what_stood_there_is_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a.txt": "new", "out/new.txt": "new"}
 
 
+def test_one_folder_within_may_outlive_the_replacement(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for name in ("engines/a", "other"):
+        (target / name).mkdir(parents=True)
+    (target / "engines" / "a" / "plan").write_text("built")
+    with whole_folder(target, keep="engines") as folder:
+        (folder / "new").write_text("n")
+    assert (target / "engines" / "a" / "plan").read_text() == "built"
+    assert sorted(path.name for path in target.iterdir()) == ["engines", "new"]
+    with whole_folder(target, keep="engines") as folder:
+        (folder / "engines").mkdir()
+    assert not list((target / "engines").iterdir())  # the new one has its own
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 def test_a_failure_leaves_nothing(tmp_path: Path, write: Writer, failure: BaseException) -> None:

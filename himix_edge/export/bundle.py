@@ -15,6 +15,7 @@ from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
     CHAT_TEMPLATE,
     DECODER_GRAPH,
+    ENGINES,
     LOGITS,
     MANIFEST,
     MODEL_CARD,
@@ -100,7 +101,7 @@ def export_bundle(
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
-    with whole_folder(output) as folder:
+    with whole_folder(output, keep=ENGINES) as folder:
         phases.begin("checking the weights", 0.0)
         manifest = dataclasses.replace(
             manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots
