@@ -1,4 +1,4 @@
-"""The `himix-edge` command; with the device's packages alone, `run` still works."""
+"""The `himix-edge` command; with the device's packages alone, `run` and `doctor` still work."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ def main() -> None:
 
 
 def _device_main(arguments: list[str]) -> int:
-    from himix_edge.runtimes.__main__ import main as run
+    if arguments[:1] == ["doctor"]:
+        from himix_edge.doctor.__main__ import main as doctor
 
+        return doctor(arguments[1:])
     if arguments[:1] == ["run"]:
+        from himix_edge.runtimes.__main__ import main as run
+
         return run(arguments[1:])
     print(
-        "Error: of the commands only `himix-edge run` works with a device's packages alone. "
+        "Error: of the commands only `run` and `doctor` work with a device's packages alone. "
         "To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and export",
         file=sys.stderr,
     )

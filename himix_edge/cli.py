@@ -17,7 +17,7 @@ import typer
 
 from himix_edge import __version__
 from himix_edge.cli_device import device
-from himix_edge.cli_lab import Json, Threads, lab
+from himix_edge.cli_lab import Device, Json, Threads, lab
 from himix_edge.contract import FileRecord, Manifest
 from himix_edge.errors import HimixError
 
@@ -69,6 +69,10 @@ def run(
     repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    device: Device = "auto",
+    auto_build: Annotated[
+        bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
+    ] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +86,15 @@ def run(
     )
     with progress.phases("Exporting the demo model, once") as report:
         chosen = bundles.chosen_bundle(bundle, report)
-    print_answer(load(chosen, threads=threads), image, prompt, options, as_json=as_json)
+    with progress.steps() as bars:
+        model = load(
+            chosen,
+            device=device,
+            threads=threads,
+            auto_build=auto_build,
+            report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
+        )
+    print_answer(model, image, prompt, options, as_json=as_json)
 
 
 @app.command()

@@ -14,6 +14,9 @@ from himix_edge.presets import DEFAULT_DECODER
 lab = typer.Typer()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, tensorrt, tensorrt-rtx, or auto: the best that works.")
+]
 Threads = Annotated[int | None, typer.Option(help="For ONNX Runtime; all cores by default.")]
 
 
@@ -55,8 +58,9 @@ def evaluate(
     ] = None,
     scenes: Annotated[int, typer.Option(help="How many of the held-out scenes.")] = 2000,
     against: Annotated[
-        Path | None, typer.Option(help="Another one, to compare every answer with.")
+        Path | None, typer.Option(help="Another one, on the CPU, to compare every answer with.")
     ] = None,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -66,8 +70,10 @@ def evaluate(
     with progress.phases("Exporting the demo model, once") as report:
         target = bundles.chosen_bundle(model, report)
     with progress.steps() as bars:
-        result = evaluation.evaluate(target, scenes, threads, bars.update)
-        other = evaluation.evaluate(against, scenes, threads, bars.update) if against else None
+        result = evaluation.evaluate(target, scenes, threads, bars.update, device)
+        other = None
+        if against:
+            other = evaluation.evaluate(against, scenes, threads, bars.update, "cpu")
     if as_json:
         print(json.dumps(evaluation.report(result, other), indent=2))
     else:

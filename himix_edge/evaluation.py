@@ -37,8 +37,13 @@ class Evaluation:
         return scores(self.exchanges)
 
 
-def evaluate(target: Path, scenes: int, threads: int | None, watch: Watch) -> Evaluation:
+def evaluate(
+    target: Path, scenes: int, threads: int | None, watch: Watch, device: str = "auto"
+) -> Evaluation:
     """Asks a bundle or a checkpoint everything about the first held-out scenes, greedily.
+
+    Args:
+        device: for a bundle; see `runtimes.load`, also for what it raises.
 
     Raises:
         BundleError, CheckpointError: `target` is neither, or is corrupt.
@@ -46,7 +51,7 @@ def evaluate(target: Path, scenes: int, threads: int | None, watch: Watch) -> Ev
     """
     if scenes < 1:
         raise ConfigError("scenes is out of range", expected="1 or more", found=str(scenes))
-    model = opened(target, threads)
+    model = opened(target, threads, device)
 
     def answer(picture: Image.Image, questions: Sequence[str]) -> list[str]:
         image = model.encode(picture)
@@ -78,10 +83,10 @@ def accuracies(bundle: Path, scenes: int | None) -> dict[str, float]:
     return {score.kind: round(score.accuracy, 4) for score in result.scores}
 
 
-def opened(target: Path, threads: int | None = None) -> Model:
-    """A bundle in ONNX Runtime, or a checkpoint in torch, with one and the same loop on top."""
+def opened(target: Path, threads: int | None = None, device: str = "auto") -> Model:
+    """A bundle on a device, or a checkpoint in torch, with one and the same loop on top."""
     if (target / MANIFEST).is_file():
-        return load(target, threads=threads)
+        return load(target, device=device, threads=threads)
     if not (target / "config.json").is_file():
         raise BundleError(
             f"{target} is neither a bundle nor a checkpoint",

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from himix_edge.config import DecoderConfig, PreprocessConfig, RopeScaling, VisionConfig
+from himix_edge.config import (
+    DecoderConfig,
+    Design,
+    HiMixConfig,
+    PreprocessConfig,
+    RopeScaling,
+    VisionConfig,
+)
 from himix_edge.errors import ConfigError, closest
 
 T = TypeVar("T")
@@ -178,6 +185,17 @@ def preset(kind: str, presets: Mapping[str, T], name: str) -> T:
     if name not in presets:
         raise ConfigError(f"no {kind} is named {name!r}", fix=closest(name, presets))
     return presets[name]
+
+
+def preset_config(encoder: str, decoder: str, design: Design = "himix") -> HiMixConfig:
+    """The model of two presets.
+
+    Raises:
+        ConfigError: no such preset, or two that don't go together.
+    """
+    vision = preset("encoder", ENCODERS, encoder)
+    language = preset("decoder", DECODERS, decoder)
+    return HiMixConfig(vision.vision, language.decoder, vision.preprocess, design)
 
 
 def is_preset_name(source: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 
 from himix_edge.runtimes import load
 
+OLDEST = ("numpy==1.26.4", "pillow==10.3.0", "tokenizers==0.20.0", "onnxruntime==1.18.0")
 ROOT = Path(__file__).parents[1]
 WITHOUT_TYPER = """
 import sys
@@ -60,23 +61,42 @@ def test_other_commands_say_what_they_need() -> None:
 def test_a_device_install_answers_and_has_no_torch(
     tiny_bundle: Path, picture: Path, tmp_path: Path
 ) -> None:
-    venv.create(tmp_path / "device", with_pip=True)
-    device = tmp_path / "device" / "bin"
-    pip = [str(device / "python"), "-m", "pip", "install", "-q"]
-    install = subprocess.run(
-        [*pip, "-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if install.returncode:
-        pytest.skip(f"pip could not install: {install.stderr.strip().splitlines()[-1:]}")
-
-    def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-
+    device = device_install(tmp_path, sys.executable, "-c", str(ROOT / "constraints.txt"))
     assert run(device / "python", "-c", "import himix_edge.runtimes").returncode == 0
     for missing in ("torch", "transformers", "onnx", "typer"):
         assert "ModuleNotFoundError" in run(device / "python", "-c", f"import {missing}").stderr
     done = run(device / "himix-edge", *run_arguments(tiny_bundle, picture))
     assert (done.returncode, done.stdout) == (0, expected_answer(tiny_bundle, picture))
+
+
+@pytest.mark.slow
+def test_the_oldest_versions_answer_alike(
+    tiny_bundle: Path, half_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    """What JetPack 6.2 has room for; with Python 3.10 too, where there is one."""
+    device = device_install(tmp_path, jetpack_python(), *OLDEST)
+    for bundle in (tiny_bundle, half_bundle):  # portable, in float32 and float16
+        done = run(device / "himix-edge", *run_arguments(bundle, picture))
+        assert (done.returncode, done.stdout) == (0, expected_answer(bundle, picture)), done.stderr
+    numpy = run(device / "python", "-c", "import numpy; print(numpy.__version__)")
+    assert numpy.stdout.strip() == "1.26.4"
+
+
+def device_install(folder: Path, python: str, *requirements: str) -> Path:
+    """The folder of programs of a fresh environment with what a device installs."""
+    subprocess.run([python, "-m", "venv", folder / "device"], check=True)
+    programs = folder / "device" / "bin"
+    install = run(programs / "python", "-m", "pip", "install", "-q", *requirements, f"{ROOT}[cpu]")
+    if install.returncode:
+        pytest.skip(f"pip could not install: {install.stderr.strip().splitlines()[-1:]}")
+    return programs
+
+
+def jetpack_python() -> str:
+    """Python 3.10, or else the one that runs the tests."""
+    found = shutil.which("python3.10")
+    return found if found and run(found, "--version").returncode == 0 else sys.executable
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")

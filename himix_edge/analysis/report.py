@@ -14,7 +14,7 @@ from rich.table import Table
 from himix_edge.analysis import costs, paper, sizes
 from himix_edge.config import Design, HiMixConfig
 from himix_edge.errors import DependencyError
-from himix_edge.presets import DECODERS, ENCODERS, is_preset_name, preset
+from himix_edge.presets import DECODERS, ENCODERS, is_preset_name, preset_config
 
 GIGA = 1e9
 DESIGNS: tuple[Design, ...] = ("vanilla", "himix", "uniform", "hierarchical")
@@ -30,10 +30,7 @@ def pair_config(encoder: str, decoder: str, design: Design = "himix") -> HiMixCo
     """
     if not (is_preset_name(encoder) and is_preset_name(decoder)):
         return dataclasses.replace(_config_of_folders(encoder, decoder), design=design)
-    vision = preset("encoder", ENCODERS, encoder)
-    return HiMixConfig(
-        vision.vision, preset("decoder", DECODERS, decoder).decoder, vision.preprocess, design
-    )
+    return preset_config(encoder, decoder, design)
 
 
 def _config_of_folders(encoder: str, decoder: str) -> HiMixConfig:

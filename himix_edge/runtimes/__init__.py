@@ -1,7 +1,8 @@
 """The device's part: a bundle and an image in, text out. numpy, Pillow, tokenizers and one engine.
 
 load_image, pixel_values   an image of any kind -> [1, 3, H, W]        preprocess.py
-Engine.encode              -> the image's keys and values              base.py, ort.py
+open_engine                where: CPU, CUDA, TensorRT                  devices.py, providers.py
+Engine.encode              -> the image's keys and values              base.py, ort.py, trt.py
 Engine.open, Engine.step   a cache that begins with them, and grows    kvcache.py
 generate                   prefill, sample, decode                     generate.py, sampling.py
 Model                      all of it, by name                          model.py

@@ -15,6 +15,7 @@ from pathlib import Path
 from himix_edge.bundles import chosen_bundle
 from himix_edge.errors import HimixError
 from himix_edge.runtimes.answer import print_answer
+from himix_edge.runtimes.devices import DEVICES
 from himix_edge.runtimes.model import load
 from himix_edge.runtimes.sampling import SamplingOptions
 
@@ -25,7 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = options_from_arguments(given)
         bundle = chosen_bundle(given.bundle, lambda _phase, _done: None)
-        model = load(bundle, threads=given.threads)
+        model = load(
+            bundle,
+            device=given.device,
+            threads=given.threads,
+            auto_build=given.auto_build,
+            report=lambda *progress: print(*progress, file=sys.stderr),
+        )
         print_answer(model, given.image, given.prompt, options, as_json=given.json)
     except HimixError as error:
         if given.debug:
@@ -60,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     sampling.add_argument("--seed", type=int, metavar="N", help="the same seed, the same answer")
     sampling.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
+    )
+    command.add_argument("--device", default="auto", help=", ".join(DEVICES))
+    command.add_argument(
+        "--auto-build", action="store_true", help="build TensorRT engines where none fits"
     )
     command.add_argument("--threads", type=int, metavar="N", help="all cores by default")
     command.add_argument("--json", action="store_true", help="text, token counts, milliseconds")

@@ -24,7 +24,10 @@ def print_answer(
     manifest = model.manifest
     image = model.encode(source)
     answer = model.generate(image, prompt, options)
-    print(" ".join(filter(None, (f"Model: {manifest.name}.", manifest.notice))), file=sys.stderr)
+    for obstacle in model.passed_over:
+        print(f"On {model.device}, because {obstacle}", file=sys.stderr)
+    name = manifest.name if model.device == "cpu" else f"{manifest.name}, on {model.device}"
+    print(" ".join(filter(None, (f"Model: {name}.", manifest.notice))), file=sys.stderr)
     for piece in answer:
         if not as_json:
             print(piece, end="", flush=True)
@@ -33,6 +36,7 @@ def print_answer(
         return
     result = {
         "model": manifest.name,
+        "device": model.device,
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "image_tokens": image.kv.slots,

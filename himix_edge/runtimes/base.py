@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,18 +16,35 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisionKV:
     """What an image leaves in the decoder's cache; it never depends on the prompt.
 
     Attributes:
         tensors: key and value of every layer, each [B, Hkv, N, D], in the order of
-            `contract.past_names`; of a type that only the engine that made them knows.
+            `contract.past_names`; or the buffers of a cache of fixed size whose first N slots they
+            fill. Of a type that only the engine that made them knows.
         slots: N.
+        wait: returns when they are there, for engines that encode in the background. Only who
+            measures need call it; `step` waits by itself.
+        writers: the conversation that goes on in these very buffers, if one does; see `lend`.
     """
 
     tensors: tuple[Any, ...]
     slots: int
+    wait: Callable[[], None] = lambda: None
+    writers: weakref.WeakSet[Cache] = field(default_factory=weakref.WeakSet)
+
+    def lend(self, cache: Cache) -> bool:
+        """Whether a cache of fixed size may use the image's own buffers.
+
+        Text never overwrites the image's slots, so one conversation may; while it lasts, any other
+        needs a copy.
+        """
+        if self.writers:
+            return False
+        self.writers.add(cache)
+        return True
 
 
 class Engine(Protocol):
@@ -46,3 +65,9 @@ class Engine(Protocol):
             PromptError: the cache has less than M slots left; it is then unchanged.
         """
         ...
+
+
+def in_parts(input_ids: IntArray, most: int) -> Iterator[IntArray]:
+    """Tokens [B, M] in parts of at most so many: a cache makes no difference between them."""
+    for first in range(0, input_ids.shape[1], most):
+        yield input_ids[:, first : first + most]

@@ -1,4 +1,8 @@
-"""The cache of one conversation: the image's slots, then the text's."""
+"""The cache of one conversation: the image's slots, then the text's.
+
+It grows, or has a fixed size and is written in place: which of the two is the engine's affair. Both
+are counted in the same way here.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,18 @@ from himix_edge.config import HiMixConfig
 from himix_edge.errors import PromptError
 
 
-@dataclass
+@dataclass(eq=False)
 class Cache:
     """Keys and values of everything that the decoder has seen, and where the next token stands.
 
     Attributes:
-        tensors: what the engine last returned, key and value of every layer, each
-            [B, Hkv, length, D]; only the engine looks inside.
+        tensors: what the engine last returned: key and value of every layer, each
+            [B, Hkv, length, D], or [B, Hkv, S, D] where the size is fixed; only the engine looks
+            inside.
         length: how many slots are filled.
         image_slots: how many of them, from the first on, are the image's.
         text_offset: the rotary position of the first text token.
-        capacity: how many slots the model's positions suffice for.
+        capacity: how many slots the model's positions suffice for, and the engine has.
     """
 
     tensors: tuple[Any, ...]
@@ -32,18 +37,26 @@ class Cache:
     capacity: int
 
     @classmethod
-    def after_image(cls, config: HiMixConfig, tensors: tuple[Any, ...], slots: int) -> Cache:
+    def after_image(
+        cls,
+        config: HiMixConfig,
+        tensors: tuple[Any, ...],
+        slots: int,
+        most_slots: int | None = None,
+    ) -> Cache:
         """The cache in which an image fills the first `slots` slots, or none, and no text has come.
 
         Args:
             tensors: the image's keys and values; see `VisionKV`.
+            most_slots: S, where the engine has no more than these for image and text together.
         """
+        capacity = config.max_text_tokens + slots
         return cls(
             tensors=tensors,
             length=slots,
             image_slots=slots,
             text_offset=config.text_offset if slots else 0,
-            capacity=config.max_text_tokens + slots,
+            capacity=capacity if most_slots is None else min(capacity, most_slots),
         )
 
     @property
@@ -56,11 +69,11 @@ class Cache:
         """How many more tokens fit."""
         return self.capacity - self.length
 
-    def next_positions(self, batch: int, count: int) -> NDArray[np.int64]:
-        """position_ids [B, M] of the next `count` tokens: slot N + t stands at text_offset + t.
+    def require_room(self, count: int) -> None:
+        """Checks that `count` more tokens fit.
 
         Raises:
-            PromptError: they don't fit.
+            PromptError: they don't.
         """
         if count > self.room:
             raise PromptError(
@@ -69,6 +82,14 @@ class Cache:
                 found=str(count),
                 fix="ask less at a time, or begin a new conversation",
             )
+
+    def next_positions(self, batch: int, count: int) -> NDArray[np.int64]:
+        """position_ids [B, M] of the next `count` tokens: slot N + t stands at text_offset + t.
+
+        Raises:
+            PromptError: they don't fit.
+        """
+        self.require_room(count)
         first = self.text_length + self.text_offset
         positions = np.arange(first, first + count, dtype=np.int64)
         return np.repeat(positions[None], batch, axis=0)

@@ -10,25 +10,39 @@ from typing import Any
 from himix_edge.contract import TOKENIZER, Manifest
 from himix_edge.errors import BundleError, PromptError
 from himix_edge.runtimes.base import Engine, VisionKV
+from himix_edge.runtimes.devices import BuildReport, Choices, open_engine
 from himix_edge.runtimes.generate import Answer, generate, timed
-from himix_edge.runtimes.ort import OrtEngine
 from himix_edge.runtimes.preprocess import ImageSource, load_image, pixel_values
 from himix_edge.runtimes.sampling import Sampler, SamplingOptions
 from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
 
 
 def load(
-    bundle: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+    bundle: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    verify: bool = True,
+    caches: int | None = None,
+    auto_build: bool = False,
+    report: BuildReport = lambda *_: None,
 ) -> Model:
     """Opens a bundle folder.
 
     Args:
+        device: "cpu", "cuda", "tensorrt", "tensorrt-rtx" or "auto"; see `devices.py`.
         threads: for ONNX Runtime; None takes all cores.
         verify: compare every file with its sha256 in the manifest first.
+        caches: for TensorRT, how many images and conversations are held at a time; 4 by default.
+        auto_build: for TensorRT, build engines where none fits; it takes minutes.
+        report: called while engines are built.
 
     Raises:
-        BundleError: a bundle that is missing, corrupt, or made by another version.
-        DependencyError: no onnxruntime.
+        BundleError: a bundle that is missing, corrupt, made by another version, or not for this
+            device.
+        ConfigError: an unknown device.
+        DependencyError: a package that the device needs is missing.
+        EngineError: no GPU, or no engine that fits it.
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
@@ -42,7 +56,9 @@ def load(
             found=str(tokenizer.vocab_size),
             fix="export the checkpoint again with the tokenizer it was trained with",
         )
-    return Model(manifest, tokenizer, OrtEngine(folder, manifest, threads))
+    choices = Choices(threads, verify, caches, auto_build, report)
+    opened = open_engine(folder, manifest, device, choices)
+    return Model(manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
 
 
 @dataclass(frozen=True)
@@ -58,18 +74,34 @@ class EncodedImage:
 
 
 class Model:
-    """An engine, its tokenizer, and what the manifest says of them; see `load`."""
+    """An engine, its tokenizer, and what the manifest says of them; see `load`.
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    Attributes:
+        device: where it runs.
+        passed_over: why "auto" did not choose a better one, where it came near to that.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        device: str = "cpu",
+        passed_over: tuple[str, ...] = (),
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.engine = engine
+        self.device = device
+        self.passed_over = passed_over
 
-    def encode(self, source: ImageSource) -> EncodedImage:
+    def encode(self, source: ImageSource, *, wait: bool = True) -> EncodedImage:
         """Looks at an image, once for all questions about it.
 
         Args:
             source: a path, a file's bytes, a Pillow image or a uint8 array; see `load_image`.
+            wait: return when it is encoded. Otherwise TensorRT encodes it in the background, while
+                an answer about another image is read, and "vision" is not the time it takes.
 
         Raises:
             ImageError: an image that can't be read, or is too large.
@@ -79,6 +111,8 @@ class Model:
             pixels = pixel_values(load_image(source), self.manifest.config.preprocess)
         with timed(milliseconds, "vision"):
             kv = self.engine.encode(pixels)
+            if wait:
+                kv.wait()
         return EncodedImage(kv, milliseconds)
 
     def generate(

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, for bundles of the portable dialect."""
+"""ONNX Runtime: on a CPU, or on a GPU by one of its providers."""
 
 from __future__ import annotations
 
@@ -9,151 +9,187 @@ from typing import Any
 import numpy as np
 
 from himix_edge import contract
-from himix_edge.errors import BundleError, ConfigError, DependencyError
-from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
+from himix_edge.engines.profiles import decoder_profiles, vision_profile
+from himix_edge.engines.store import Engines
+from himix_edge.errors import BundleError, ConfigError
+from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV, in_parts
 from himix_edge.runtimes.kvcache import Cache
+from himix_edge.runtimes.ort_cache import Tensors, tensorkeeper
+from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
 
 Shape = tuple[int | None, ...]  # None where the contract leaves a dimension open
+Nodes = dict[str, tuple[str, Shape]]  # dtype and shape of a graph's inputs or outputs, by name
 TENSOR_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
     "bfloat16": "tensor(bfloat16)",
     "int64": "tensor(int64)",
 }
+PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
 
 
 class OrtEngine:
-    """Two sessions; the cache stays in ONNX Runtime's memory from one step to the next.
-
-    A step's inputs are never written to, so many caches may begin with one image's tensors.
-    """
+    """Two sessions; the cache stays in ONNX Runtime's memory from one step to the next."""
 
     def __init__(
-        self, bundle: Path, manifest: contract.Manifest, threads: int | None = None
+        self,
+        bundle: Path,
+        manifest: contract.Manifest,
+        threads: int | None = None,
+        provider: Provider = CPU,
+        compiled: Engines | None = None,
     ) -> None:
         """Opens the graphs of a bundle.
 
         Args:
             threads: within one operator; None leaves it to ONNX Runtime, which takes all cores.
+            provider: where to compute, and keep the cache.
+            compiled: engines to open in the place of the graphs.
 
         Raises:
-            DependencyError: no onnxruntime.
+            DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
             ConfigError: threads below 1.
         """
-        try:
-            import onnxruntime  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise DependencyError(
-                "ONNX Runtime is missing", fix="pip install onnxruntime"
-            ) from error
+        self._ort = import_onnxruntime()
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ConfigError(
                 "threads is out of range", expected="a whole number from 1 up", found=repr(threads)
             )
-        if manifest.dtype == "bfloat16":
+        if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",
                 expected="float32 or float16",
                 found="bfloat16",
                 fix="export it again with --dtype float32",
             )
-        self._ort = onnxruntime
-        self._cache_type = np.dtype(manifest.dtype)
+        self._threads = threads
         self._config = config = manifest.config
-        decoder = config.decoder
-        layers, slots = decoder.num_hidden_layers, config.vision.num_image_tokens
-        size = config.vision.image_size
-        self._past, self._present = contract.past_names(layers), contract.present_names(layers)
-
-        def kv(names: list[str], length: int | None) -> dict[str, tuple[str, Shape]]:
-            shape = (None, decoder.num_key_value_heads, length, decoder.head_dim)
-            return dict.fromkeys(names, (manifest.dtype, shape))
-
-        self._vision = self._session(
-            bundle / contract.VISION_GRAPH,
-            threads,
-            inputs={contract.PIXEL_VALUES: ("float32", (None, 3, size, size))},
-            outputs=kv(self._present, slots),
-        )
-        self._decoder = self._session(
-            bundle / contract.DECODER_GRAPH,
-            threads,
-            inputs={
-                contract.INPUT_IDS: ("int64", (None, None)),
-                contract.POSITION_IDS: ("int64", (None, None)),
-                **kv(self._past, None),
-            },
-            outputs={
-                contract.LOGITS: ("float32", (None, 1, decoder.vocab_size)),
-                **kv(self._present, None),
-            },
-        )
+        self._keeper = tensorkeeper(manifest, provider)
+        sizes = compiled.key.sizes if compiled else provider.sizes(manifest)
+        self._most_slots = sizes.max_cache if sizes else manifest.cache_slots
+        self._most_tokens = sizes.max_prompt if sizes else config.max_text_tokens
+        self._profile_entry = provider.profile_entry if compiled else None
+        self._past = contract.past_names(config.decoder.num_hidden_layers)
+        graphs = bundle / contract.VISION_GRAPH, bundle / contract.DECODER_GRAPH
+        providers = provider, provider
+        if compiled:
+            graphs = compiled.vision, compiled.decoder
+        elif sizes:
+            prefill, _ = decoder_profiles(manifest, sizes)
+            providers = provider.shaped(vision_profile(manifest)), provider.shaped(prefill)
+        nodes = _vision_nodes(manifest), _decoder_nodes(manifest)
+        self._vision, self._decoder = map(self._session, graphs, providers, nodes)
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
-        tensors = self._vision.run_with_ort_values(
-            self._present, {contract.PIXEL_VALUES: self._value(pixel_values)}
-        )
-        return VisionKV(tuple(tensors), self._config.vision.num_image_tokens)
+        past = self._keeper.before_image(len(pixel_values))
+        inputs = {contract.PIXEL_VALUES: pixel_values}
+        _, present = self._run(self._vision, PREFILL, inputs, past, [])
+        return VisionKV(present, self._config.vision.num_image_tokens)
 
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first N slots are the image, or none."""
-        image = image or self._no_image()
-        return Cache.after_image(self._config, image.tensors, image.slots)
+        slots = image.slots if image else 0
+        cache = Cache.after_image(self._config, (), slots, self._most_slots)
+        keeper = self._keeper
+        cache.tensors = keeper.after_image(image, cache) if image else keeper.empty(batch=1)
+        return cache
 
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out."""
+        cache.require_room(input_ids.shape[1])
+        for part in in_parts(input_ids, self._most_tokens):
+            logits = self._step(part, cache)
+        return logits
+
+    def _step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         batch, count = input_ids.shape
         inputs = {
-            contract.INPUT_IDS: self._value(input_ids),
-            contract.POSITION_IDS: self._value(cache.next_positions(batch, count)),
-            **dict(zip(self._past, cache.tensors, strict=True)),
+            contract.INPUT_IDS: input_ids,
+            contract.POSITION_IDS: cache.next_positions(batch, count),
+            **self._keeper.inputs(cache, batch),
         }
-        logits, *present = self._decoder.run_with_ort_values(
-            [contract.LOGITS, *self._present], inputs
-        )
-        cache.advance(tuple(present), count)
+        profile = DECODE if count == 1 else PREFILL
+        outputs = [contract.LOGITS]
+        (logits,), present = self._run(self._decoder, profile, inputs, cache.tensors, outputs)
+        cache.advance(present, count)
         last: FloatArray = logits.numpy()[:, 0]
         return last
 
-    def _no_image(self) -> VisionKV:
-        decoder = self._config.decoder
-        empty = np.zeros((1, decoder.num_key_value_heads, 0, decoder.head_dim), self._cache_type)
-        return VisionKV(tuple(self._value(empty) for _ in self._past), slots=0)
-
-    def _value(self, array: FloatArray | IntArray) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-    def _session(
+    def _run(
         self,
-        path: Path,
-        threads: int | None,
-        inputs: dict[str, tuple[str, Shape]],
-        outputs: dict[str, tuple[str, Shape]],
-    ) -> Any:
+        session: Any,
+        profile: str,
+        inputs: dict[str, Any],
+        past: Tensors,
+        outputs: list[str],
+    ) -> tuple[list[Any], Tensors]:
+        """Runs a graph over a cache -> outputs in the host's memory, and the cache after it."""
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            value = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self._past[: len(past)], past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name)
+        self._keeper.bind_present(binding, past)
+        options = None
+        if self._profile_entry is not None:
+            options = self._ort.RunOptions()
+            options.add_run_config_entry(self._profile_entry, profile)
+        session.run_with_iobinding(binding, options)
+        values = binding.get_outputs()
+        return values[: len(outputs)], self._keeper.present(tuple(values[len(outputs) :]), past)
+
+    def _session(self, path: Path, provider: Provider, nodes: tuple[Nodes, Nodes]) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings are of no use to who runs a bundle
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            session = self._ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its own exceptions share no other base
-            raise BundleError(
-                f"ONNX Runtime cannot open {path}",
-                found=next(iter(str(error).splitlines()), type(error).__name__),
-                fix="copy the bundle again, or export it again with: himix-edge export",
-            ) from error
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        session = open_session(provider, path, options)
+        inputs, outputs = nodes
         _check_contract(path, "inputs", inputs, session.get_inputs())
         _check_contract(path, "outputs", outputs, session.get_outputs())
         return session
 
 
-def _check_contract(
-    path: Path, side: str, expected: dict[str, tuple[str, Shape]], nodes: Sequence[Any]
-) -> None:
+def _vision_nodes(manifest: contract.Manifest) -> tuple[Nodes, Nodes]:
+    """Inputs and outputs of the vision graph by the contract."""
+    size = manifest.config.vision.image_size
+    inputs: Nodes = {contract.PIXEL_VALUES: ("float32", (None, 3, size, size))}
+    layers = manifest.config.decoder.num_hidden_layers
+    slots = manifest.cache_slots
+    if slots is not None:
+        inputs |= _cache_nodes(manifest, contract.past_names(layers), slots)
+    written = slots or manifest.config.vision.num_image_tokens
+    return inputs, _cache_nodes(manifest, contract.present_names(layers), written)
+
+
+def _decoder_nodes(manifest: contract.Manifest) -> tuple[Nodes, Nodes]:
+    """Inputs and outputs of the decoder graph by the contract."""
+    decoder, slots = manifest.config.decoder, manifest.cache_slots
+    layers = decoder.num_hidden_layers
+    inputs: Nodes = dict.fromkeys(
+        (contract.INPUT_IDS, contract.POSITION_IDS), ("int64", (None, None))
+    )
+    if slots is not None:
+        inputs[contract.WRITE_INDICES] = ("int64", (None,))
+    outputs: Nodes = {contract.LOGITS: ("float32", (None, 1, decoder.vocab_size))}
+    return (
+        inputs | _cache_nodes(manifest, contract.past_names(layers), slots),
+        outputs | _cache_nodes(manifest, contract.present_names(layers), slots),
+    )
+
+
+def _cache_nodes(manifest: contract.Manifest, names: list[str], slots: int | None) -> Nodes:
+    decoder = manifest.config.decoder
+    shape = (None, decoder.num_key_value_heads, slots, decoder.head_dim)
+    return dict.fromkeys(names, (manifest.dtype, shape))
+
+
+def _check_contract(path: Path, side: str, expected: Nodes, nodes: Sequence[Any]) -> None:
     """Names, dtypes and fixed dimensions of a graph's inputs or outputs, all misfits at once."""
     found = {node.name: node for node in nodes}
     misfits = [f"no {name}" for name in expected if name not in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ class TinyBundle:
     model: HiMix
 
 
-def _tiny_bundle(folder: Path, design: str) -> TinyBundle:
+def _tiny_bundle(folder: Path, design: str, **options: Any) -> TinyBundle:
     model = HiMix(tiny_config(design))
     randomized(model)
     save_checkpoint(
@@ -32,7 +33,7 @@ def _tiny_bundle(folder: Path, design: str) -> TinyBundle:
         chat_template=CHAT_TEMPLATE,
         model_card="# tiny\n",
     )
-    export_bundle(read_checkpoint(folder / "checkpoint"), folder / "bundle")
+    export_bundle(read_checkpoint(folder / "checkpoint"), folder / "bundle", **options)
     return TinyBundle(folder / "bundle", model)
 
 
@@ -44,3 +45,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 @pytest.fixture(scope="session")
 def vanilla_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     return _tiny_bundle(tmp_path_factory.mktemp("vanilla"), "vanilla")
+
+
+@pytest.fixture(scope="session")
+def fixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """The model of `bundle` with a cache of 9 + 60 slots."""
+    folder = tmp_path_factory.mktemp("fixed")
+    return _tiny_bundle(folder, "himix", dialect="native", max_text=60)

@@ -4,6 +4,7 @@ import pytest
 
 from himix_edge.errors import PromptError
 from himix_edge.runtimes.kvcache import Cache
+from tests.runtimes.fakes import tiny_config
 
 
 def test_positions_count_text_alone() -> None:
@@ -18,6 +19,14 @@ def test_positions_count_text_alone() -> None:
 def test_positions_go_on_from_the_offset() -> None:
     cache = Cache((), length=10, image_slots=8, text_offset=8, capacity=20)
     assert cache.next_positions(1, 2).tolist() == [[10, 11]]
+
+
+def test_the_capacity_is_what_positions_and_slots_allow() -> None:
+    config = tiny_config(max_position_embeddings=64)
+    assert Cache.after_image(config, (), 9).capacity == 9 + 64
+    assert Cache.after_image(config, (), 9, most_slots=50).capacity == 50
+    assert Cache.after_image(config, (), 9, most_slots=100).capacity == 9 + 64
+    assert Cache.after_image(tiny_config("vanilla"), (), 9).capacity == 9 + 64 - 9
 
 
 def test_a_full_cache() -> None:

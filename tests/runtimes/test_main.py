@@ -46,6 +46,7 @@ def test_json(bundle: TinyBundle, picture: Path, capsys: pytest.CaptureFixture[s
     milliseconds = result.pop("milliseconds")
     assert result == {
         "model": "tiny",
+        "device": "cpu",
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "image_tokens": 9,

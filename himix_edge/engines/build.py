@@ -1,0 +1,96 @@
+"""Building: a plan in, engines in the bundle out, or nothing changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from himix_edge.contract import Manifest
+from himix_edge.engines import rtx, trt
+from himix_edge.engines.memory import require_memory, workspace_bytes
+from himix_edge.engines.plan import TENSORRT, BuildPlan, GraphPlan
+from himix_edge.engines.progress import BuildProgress, Report, run_cancellable
+from himix_edge.engines.store import (
+    EngineKey,
+    Engines,
+    engines_folder,
+    timing_cache_path,
+    whole_engines,
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """Engines, and what making them took.
+
+    Attributes:
+        seconds: for each graph.
+    """
+
+    engines: Engines
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, strings and numbers, ready for JSON."""
+        key = dataclasses.asdict(self.engines.key)
+        return {"engines": str(self.engines.folder), "key": key, "seconds": self.seconds}
+
+
+def build_engines(
+    plan: BuildPlan, *, force: bool = False, report: Report = lambda *_: None
+) -> Built:
+    """Builds the engines of a plan and puts them into the bundle, in the place of older ones.
+
+    Args:
+        force: try it also where the memory is too small by estimate.
+        report: called from other threads, with how far the building of a part has come.
+
+    Raises:
+        DependencyError: no engine library.
+        BundleError: a graph that isn't as exported.
+        EngineError: no GPU, too little memory, or the library refuses a graph.
+        OutputError: the bundle can't be written, or the disk is full.
+        KeyboardInterrupt: Ctrl-C. In each of these cases the bundle keeps the engines it had.
+    """
+    key = plan.ready_key()
+    Manifest.read(plan.bundle).check_files(plan.bundle)  # the key is of these very files
+    if not force:
+        largest = max(plan.graphs, key=lambda graph: graph.weight_bytes)
+        require_memory(largest.graph, largest.weight_bytes, plan.gpu)
+    seconds = {}
+    with whole_engines(plan.bundle, key) as folder:
+        for graph in plan.graphs:
+            begun = time.perf_counter()
+            report(graph.graph, 0.0, "reading")
+            if plan.target == TENSORRT:
+                _build_with_tensorrt(plan, graph, key, folder, report)
+            else:
+                sm = plan.target.removeprefix("rtx-")
+                source = plan.bundle / graph.graph
+                rtx.engine_from_onnx(source, folder / graph.engine, sm, graph.profiles)
+            report(graph.graph, 1.0, "")
+            seconds[graph.graph] = time.perf_counter() - begun
+    return Built(Engines(engines_folder(plan.bundle, key.device), key), seconds)
+
+
+def _build_with_tensorrt(
+    plan: BuildPlan, graph: GraphPlan, key: EngineKey, folder: Path, report: Report
+) -> None:
+    progress = BuildProgress(
+        lambda phase, done, inner: report(f"{graph.graph}, {phase}", done, inner)
+    )
+    run_cancellable(
+        lambda: trt.engine_from_onnx(
+            plan.bundle / graph.graph,
+            folder / graph.engine,
+            graph.profiles,
+            key,
+            timing_cache_path(plan.bundle, key.device),
+            workspace_bytes(graph.weight_bytes),
+            progress,
+        ),
+        progress.cancel,
+    )
