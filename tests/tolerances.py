@@ -21,3 +21,7 @@ INT8_ACTIVATIONS = 0.03  # a quantized graph, whose kernels round inputs to int8
 REWRITE = 1e-5  # a graph before and after a rewrite, in fp32
 HALF_REWRITE = 2e-2  # the same in float16, values of order 1 to 5
 HALF_KEYS_AND_VALUES = 0.999  # the least cosine of a float16 graph's keys and values to fp32's
+HALF_PRODUCT = 1e-3  # a product of 128 terms in float16, over the largest of its results
+HALF_KV_COSINE = 0.999  # keys and values of a float16 graph against torch in fp32, at least
+LARGEST_MAGNITUDES = 2e-5  # what was seen within a model against its formulas in float64
+DEQUANTIZED_GRAPH = 5e-3  # a float16 graph over codes against the same over weights, over the largest

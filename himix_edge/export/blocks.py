@@ -11,8 +11,9 @@ to the next (it reads the empty half of a triangular matrix), so that what it gi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def rtn(matrix: Floats, bits: Bits, block_size: int) -> Blocks:
     Raises:
         ExportError: a weight that is not finite.
     """
-    _require_finite(matrix)
+    require_finite(matrix)
     kernel = quantize_matmul_4bits if bits == 4 else quantize_matmul_8bits
     rows, columns = matrix.shape
     blocks = -(-rows // block_size)
@@ -107,7 +108,39 @@ def gptq(matrix: Floats, hessian: Floats, bits: Bits, block_size: int) -> Blocks
     Raises:
         ExportError: a weight or an input that is not finite.
     """
-    _require_finite(matrix)
+    top = 2**bits - 1
+    codes, scales, zeros = gptq_codes(
+        matrix, hessian, block_size, (0, top), lambda block: _grid(block, np.float32(top))
+    )
+    return Blocks(
+        bits,
+        block_size,
+        len(matrix),
+        _packed(np.ascontiguousarray(codes.astype(np.uint8).transpose(2, 0, 1)), bits),
+        np.ascontiguousarray(scales.T),
+        _packed(zeros.T.astype(np.uint8), bits),
+    )
+
+
+def gptq_codes(
+    matrix: Floats,
+    hessian: Floats,
+    block_size: int,
+    limits: tuple[int, int],
+    grid: Callable[[Floats], tuple[Floats, Floats]],
+) -> tuple[NDArray[np.int16], Floats, Floats]:
+    """GPTQ on any grid: codes [J, block_size, N], scales [J, N], zero points [J, N].
+
+    Args:
+        matrix: [K, N]; its last block is padded with zeros.
+        hessian: [K, K], the sum of x x^T over inputs x.
+        limits: the least code and the greatest.
+        grid: from what is left of a block [block_size, N], its scale [N] and zero point [N].
+
+    Raises:
+        ExportError: a weight or an input that is not finite.
+    """
+    require_finite(matrix)
     if not np.isfinite(hessian).all():
         raise ExportError(
             "cannot quantize with these calibration inputs",
@@ -120,28 +153,20 @@ def gptq(matrix: Floats, hessian: Floats, bits: Bits, block_size: int) -> Blocks
     left = np.zeros((blocks * block_size, columns), np.float32)  # what is still to be rounded
     left[:rows] = matrix
     chain = _error_chain(hessian, len(left))
-    codes = np.empty((blocks, block_size, columns), np.uint8)
+    codes = np.empty((blocks, block_size, columns), np.int16)
     scales = np.empty((blocks, columns), np.float32)
     zeros = np.empty((blocks, columns), np.float32)
-    top = np.float32(2**bits - 1)
     for block in range(blocks):
         start, end = block * block_size, (block + 1) * block_size
         scale, zero = scales[block], zeros[block]
-        scale[:], zero[:] = _grid(left[start:end], top)
+        scale[:], zero[:] = grid(left[start:end])
         errors = np.empty((block_size, columns), np.float32)
         for i, row in enumerate(range(start, end)):
-            codes[block, i] = code = np.clip(np.round(left[row] / scale) + zero, 0, top)
+            codes[block, i] = code = np.clip(np.round(left[row] / scale) + zero, *limits)
             errors[i] = (left[row] - (code - zero) * scale) / chain[row, row]
             left[row + 1 : end] -= chain[row, row + 1 : end, None] * errors[i]
         left[end:] -= chain[start:end, end:].T @ errors
-    return Blocks(
-        bits,
-        block_size,
-        rows,
-        _packed(np.ascontiguousarray(codes.transpose(2, 0, 1)), bits),
-        np.ascontiguousarray(scales.T),
-        _packed(zeros.T.astype(np.uint8), bits),
-    )
+    return codes, scales, zeros
 
 
 def _grid(block: Floats, top: np.float32) -> tuple[Floats, Floats]:
@@ -182,7 +207,7 @@ def _unpacked(packed: Codes, bits: Bits) -> Codes:
     return codes.reshape(*packed.shape[:-1], -1)
 
 
-def _require_finite(matrix: Floats) -> None:
+def require_finite(matrix: NDArray[Any]) -> None:
     if not np.isfinite(matrix).all():
         raise ExportError(
             "cannot quantize a weight",

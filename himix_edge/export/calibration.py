@@ -13,10 +13,35 @@ from numpy.typing import NDArray
 
 from himix_edge.errors import ExportError
 from himix_edge.export.blocks import Floats
+from himix_edge.export.products import Product
 
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]  # a graph's inputs by name
 
 MAX_BYTES = 1 << 30  # of sums held at a time: what doesn't fit waits for another run
+
+
+def products_and_hessians(
+    source: Path, products: Sequence[Product], calibration: Sequence[Feeds]
+) -> Iterator[tuple[Product, Floats | None]]:
+    """Every product, and the sum of x x^T over what comes in; None without calibration inputs.
+
+    Products are grouped by what comes in, so that one sum is held for those that share it.
+
+    Args:
+        source: the graph's file, where the products are from.
+
+    Raises:
+        ExportError: ONNX Runtime can't run the graph on these inputs.
+    """
+    if not calibration:
+        yield from ((product, None) for product in products)
+        return
+    inlets: dict[str, list[Product]] = {}
+    for product in products:
+        inlets.setdefault(product.source, []).append(product)
+    widths = {name: fed[0].rows for name, fed in inlets.items()}
+    for name, hessian in hessians(source, widths, calibration):
+        yield from ((product, hessian) for product in inlets[name])
 
 
 def hessians(
@@ -42,7 +67,7 @@ def hessians(
             except Exception as error:  # ONNX Runtime's have no common base
                 raise _failed(source, error) from error
             for name, value in zip(names, values, strict=True):
-                rows = value.reshape(-1, widths[name])
+                rows = value.reshape(-1, widths[name]).astype(np.float32)
                 sums[name] += rows.T @ rows
         for name in names:
             yield name, sums.pop(name)
@@ -67,7 +92,7 @@ def _session(source: Path, names: Sequence[str]) -> Any:
     graph = onnx.load(source, load_external_data=False)
     known = {output.name for output in graph.graph.output}
     graph.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        onnx.ValueInfoProto(name=name)  # of the type that ONNX Runtime infers
         for name in names
         if name not in known
     )

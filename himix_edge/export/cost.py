@@ -1,6 +1,6 @@
-"""What quantization costs: the quantized graphs against the fp32 ones, on given inputs.
+"""What quantization costs: the quantized graphs against the ones before, on given inputs.
 
-Both decoders are made to read the same text, the one that the fp32 graphs answer with, and start
+Both decoders are made to read the same text, the one that the graphs before answer with, and start
 from the same image, so that what is measured is the decoder alone.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from himix_edge.export.calibration import Feeds
 from himix_edge.export.expected import Array
 from himix_edge.export.sessions import (
     DecoderSession,
+    Opener,
     VisionSession,
     decoder_feeds,
     packed_session,
@@ -33,7 +35,7 @@ from himix_edge.export.verify import Closeness, Closenesses
 
 @dataclass(frozen=True)
 class Exchange:
-    """An image, a question about it, and what the fp32 graphs answer.
+    """An image, a question about it, and what the graphs before answer.
 
     Attributes:
         image: keys and values of every layer, flat, each [1, Hkv, N, D].
@@ -48,20 +50,20 @@ class Exchange:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """The quantized decoder against the fp32 one, over the same text.
+    """The quantized decoder against the one before, over the same text.
 
     Attributes:
         tensors: the logits, and the keys and values of every layer, at worst.
         tokens: of all answers.
         same_tokens: where both find the same token likeliest.
-        perplexity, fp32_perplexity: of the answers.
+        perplexity, perplexity_before: of the answers.
     """
 
     tensors: Closenesses
     tokens: int
     same_tokens: int
     perplexity: float
-    fp32_perplexity: float
+    perplexity_before: float
 
 
 def exchanges_from_graphs(
@@ -71,7 +73,7 @@ def exchanges_from_graphs(
     prompts: Sequence[list[int]],
     max_new_tokens: int = 24,
 ) -> list[Exchange]:
-    """Asks a folder's fp32 graphs every prompt about every image, greedily.
+    """Asks a folder's graphs every prompt about every image, greedily.
 
     Args:
         images: each [1, 3, H, W].
@@ -91,31 +93,49 @@ def exchanges_from_graphs(
     ]
 
 
-def calibration_feeds(config: HiMixConfig, exchanges: Iterable[Exchange]) -> list[Feeds]:
-    """The decoder's inputs for whole exchanges, the answer's last token aside."""
-    return [
-        decoder_feeds(config, np.array([[*exchange.prompt, *exchange.answer[:-1]]]), exchange.image)
-        for exchange in exchanges
-    ]
+class CalibrationFeeds(Sequence[Feeds]):
+    """The decoder's inputs for whole exchanges, the answer's last token aside.
+
+    Made when they are read: a cache of fixed size takes much room for each of them.
+    """
+
+    def __init__(
+        self, config: HiMixConfig, exchanges: Sequence[Exchange], cache_slots: int | None = None
+    ) -> None:
+        self.config, self.exchanges, self.cache_slots = config, exchanges, cache_slots
+
+    def __len__(self) -> int:
+        return len(self.exchanges)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        exchange = self.exchanges[index]
+        ids = np.array([[*exchange.prompt, *exchange.answer[:-1]]])
+        return decoder_feeds(self.config, ids, exchange.image, self.cache_slots)
 
 
 def vision_cost(
-    fp32: Path, quantized: Path, config: HiMixConfig, images: Sequence[Array]
+    before: Path,
+    quantized: Path,
+    config: HiMixConfig,
+    images: Sequence[Array],
+    open_quantized: Opener = packed_session,
 ) -> Closenesses:
     """Keys and values of every layer, at worst.
 
     Args:
-        fp32, quantized: the graphs' files.
+        before, quantized: the graphs' files.
         images: each [B, 3, H, W].
 
     Raises:
         ExportError: a graph that ONNX Runtime can't run.
     """
     names = present_names(config.decoder.num_hidden_layers)
-    vision = VisionSession(fp32, config)
+    vision = VisionSession(before, config)
     expected = [vision.encode(pixels) for pixels in images]
     del vision  # one graph in memory at a time
-    vision = VisionSession(quantized, config, packed_session)
+    vision = VisionSession(quantized, config, open_quantized)
     worst: Closenesses = {}
     for pixels, tensors in zip(images, expected, strict=True):
         found = vision.encode(pixels)
@@ -124,12 +144,16 @@ def vision_cost(
 
 
 def decoder_cost(
-    fp32: Path, quantized: Path, config: HiMixConfig, exchanges: Sequence[Exchange]
+    before: Path,
+    quantized: Path,
+    config: HiMixConfig,
+    exchanges: Sequence[Exchange],
+    open_quantized: Opener = packed_session,
 ) -> DecoderCost:
     """Both decoders over the same exchanges, one graph in memory at a time.
 
     Args:
-        fp32, quantized: the graphs' files.
+        before, quantized: the graphs' files.
 
     Raises:
         ConfigError: no exchanges.
@@ -137,28 +161,28 @@ def decoder_cost(
     """
     if not exchanges:
         raise ConfigError("there is nothing to measure with", expected="exchanges", found="none")
-    decoder = DecoderSession(fp32, config)
+    decoder = DecoderSession(before, config)
     expected = [_forced(decoder, exchange) for exchange in exchanges]
     del decoder  # one graph in memory at a time
-    decoder = DecoderSession(quantized, config, packed_session)
+    decoder = DecoderSession(quantized, config, open_quantized)
     names = present_names(config.decoder.num_hidden_layers)
     worst: Closenesses = {}
     same = 0
     losses: list[float] = []
-    fp32_losses: list[float] = []
-    for exchange, (fp32_logits, fp32_kv) in zip(exchanges, expected, strict=True):
+    losses_before: list[float] = []
+    for exchange, (logits_before, kv_before) in zip(exchanges, expected, strict=True):
         logits, kv = _forced(decoder, exchange)
-        _note(worst, [(LOGITS, logits, fp32_logits)])
-        _note(worst, zip(names, kv, fp32_kv, strict=True))
-        same += int((logits.argmax(-1) == fp32_logits.argmax(-1)).sum())
+        _note(worst, [(LOGITS, logits, logits_before)])
+        _note(worst, zip(names, kv, kv_before, strict=True))
+        same += int((logits.argmax(-1) == logits_before.argmax(-1)).sum())
         losses += _losses(logits, exchange.answer)
-        fp32_losses += _losses(fp32_logits, exchange.answer)
+        losses_before += _losses(logits_before, exchange.answer)
     return DecoderCost(
         worst,
         len(losses),
         same,
         float(np.exp(np.mean(losses))),
-        float(np.exp(np.mean(fp32_losses))),
+        float(np.exp(np.mean(losses_before))),
     )
 
 

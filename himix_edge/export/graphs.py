@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from himix_edge.config import HiMixConfig
+from himix_edge.export.wide import NOTHING_WIDE, WideParts, dtype_of, is_wide, widen_encoder
 from himix_edge.models.decoder import KV, Decoder
 from himix_edge.models.himix import HiMix
 from himix_edge.models.injection import HiMixInjection
@@ -21,40 +22,32 @@ PLAIN = "himix_edge_plain"  # our attention's name among transformers'
 
 
 class VisionGraph(nn.Module):
-    """pixel_values [B, 3, H, W] in fp32 -> key and value of every layer, each [B, Hkv, N, D]."""
+    """pixel_values [B, 3, H, W] in fp32 -> key and value of every layer, each [B, Hkv, N, D].
 
-    def __init__(self, model: HiMix) -> None:
+    The model becomes part of it, and is no longer of use by itself.
+
+    Args:
+        wide: what is in fp32 although the model is in float16.
+    """
+
+    def __init__(self, model: HiMix, wide: WideParts = NOTHING_WIDE) -> None:
         super().__init__()
         self.vision = model.vision
-        embeddings = self.vision.model.embeddings
-        if embeddings.patch_embedding.weight.dtype == torch.bfloat16:
-            patches = WidePatches(embeddings.patch_embedding)
-            embeddings.patch_embedding = patches  # type: ignore[assignment]
         self.decoder = model.decoder
-        injection = model.injection
-        if isinstance(injection, HiMixInjection):
-            injection = WideProjections(injection, model.decoder)
-        self.injection = injection
+        self.dtype = dtype_of(model.decoder)
+        if self.dtype != torch.float32:
+            widen_encoder(self.vision.model, wide)
+        self.injection = model.injection
+        if isinstance(model.injection, HiMixInjection):
+            self.injection = WideProjections(model.injection, model.decoder)
+        if wide.projections:
+            self.injection.float()
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        dtype = next(self.vision.parameters()).dtype
         with plain_attention(self.vision.model):
-            features = self.vision(pixel_values.to(dtype))
-        return flat(self.injection(features, self.decoder))
-
-
-class WidePatches(nn.Module):
-    """The patches' convolution in fp32: before opset 22 there is none in bfloat16."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
-        self.stride = convolution.stride
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        patches = F.conv2d(pixel_values.float(), self.weight.float(), bias, self.stride)
-        return patches.to(self.weight.dtype)
+            features = self.vision(pixel_values.to(dtype_of(self.vision)))
+        kv = self.injection(features.to(dtype_of(self.injection)), self.decoder)
+        return tuple(part.to(self.dtype) for part in flat(kv))
 
 
 class WideProjections(nn.Module):
@@ -119,14 +112,23 @@ def layered(parts: Sequence[Tensor]) -> list[KV]:
 
 
 @contextlib.contextmanager
-def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+def plain_attention(
+    model: PreTrainedModel, look: Callable[[nn.Module, Tensor], None] | None = None
+) -> Iterator[None]:
     """transformers' attention as two products and a softmax: in a graph, no shape arithmetic.
 
     Not its own "eager", whose products overflow float16 before they are scaled, and whose softmax
     torch's exporter leaves in float16.
+
+    Args:
+        look: called with every attention module and its scores [B, H, N, N] before the softmax.
     """
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return _two_products_and_a_softmax(module, *args, **kwargs, look=look)
+
     before = model.config._attn_implementation
-    AttentionInterface.register(PLAIN, _two_products_and_a_softmax)
+    AttentionInterface.register(PLAIN, attention)
     model.set_attn_implementation(PLAIN)
     try:
         yield
@@ -135,16 +137,22 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _two_products_and_a_softmax(
-    _module: nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     _attention_mask: None,
     *,
     scaling: float,
+    look: Callable[[nn.Module, Tensor], None] | None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Every patch sees every other: query, key, value [B, H, N, D] -> [B, N, H, D], and weights."""
-    scores = (query * scaling) @ key.transpose(2, 3)  # [B, H, N, N]
+    if is_wide(module):  # what looks otherwise is never made an `Attention`: there is none in fp32
+        scores = (query @ key.transpose(2, 3)) * scaling
+    else:
+        scores = (query * scaling) @ key.transpose(2, 3)  # [B, H, N, N]
+    if look:
+        look(module, scores)
     weights = scores.float().softmax(-1).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -40,6 +40,7 @@ from himix_edge.contract import (
 from himix_edge.errors import ExportError
 from himix_edge.export.dialects import PORTABLE_OPSET, require_portable
 from himix_edge.export.graphs import DecoderGraph, VisionGraph, vision_graph_weights
+from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.models.himix import hollow_model
 from himix_edge.models.weights import Weight, Weights
 
@@ -58,19 +59,23 @@ _TORCH_OF_ONNX = {
 
 
 def vision_onnx_from_weights(
-    config: HiMixConfig, weights: Weights, dtype: Dtype = "float32"
+    config: HiMixConfig,
+    weights: Weights,
+    dtype: Dtype = "float32",
+    wide: WideParts = NOTHING_WIDE,
 ) -> onnx_ir.Model:
     """The vision graph of the contract; its batch is free, its image size fixed.
 
     Args:
         weights: the model's; read when the graph is written.
+        wide: what of a graph in float16 is in float32.
 
     Raises:
         ExportError: torch can't trace it, or it needs operators outside the portable dialect.
     """
     size = config.vision.image_size
     return onnx_from_module(
-        VisionGraph(hollow_model(config, TORCH_DTYPES[dtype])),
+        VisionGraph(hollow_model(config, TORCH_DTYPES[dtype]), wide),
         (torch.zeros(2, 3, size, size),),
         vision_graph_weights(config, weights),
         input_names=[PIXEL_VALUES],

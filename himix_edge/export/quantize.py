@@ -23,18 +23,18 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir
 
-from himix_edge.contract import LOGITS
 from himix_edge.errors import ConfigError, ExportError, closest
 from himix_edge.export.blocks import Bits, gptq, rtn
-from himix_edge.export.calibration import Feeds, hessians
-from himix_edge.export.nbits import (
-    DOMAIN,
+from himix_edge.export.calibration import Feeds, products_and_hessians
+from himix_edge.export.nbits import DOMAIN, initializers, replace_lookup, replace_product
+from himix_edge.export.products import (
+    FP32,
     Product,
+    drop_unused_initializers,
     floats_of,
-    initializers,
-    is_float_matrix,
-    replace_lookup,
-    replace_product,
+    head_product,
+    is_matrix,
+    named,
     weight_products,
 )
 
@@ -103,41 +103,28 @@ def quantized_decoder(
             fix="give some, or use rtn",
         )
     graph = onnx_ir.load(source)
-    products = weight_products(graph)
+    products = weight_products(graph, [FP32])
     if not products:
         raise _nothing_to_quantize(source)
-    head = _head(graph, products)
+    head = head_product(graph, products)
     layers = [product for product in products if product is not head]
     bits = BITS[how.weights]
-    done, total = 0, len(products)
-
-    def note() -> None:
-        nonlocal done
-        done += 1
-        progress(done / total)
-
+    inputs = calibration if how.method == "gptq" else ()
     graph.opset_imports[DOMAIN] = 1
-    if how.method == "gptq":
-        inlets: dict[str, list[Product]] = {}
-        for product in layers:
-            inlets.setdefault(product.source, []).append(product)
-        widths = {name: fed[0].rows for name, fed in inlets.items()}
-        for name, hessian in hessians(source, widths, calibration):
-            for product in inlets[name]:
-                with _named(product.weight):
-                    blocks = gptq(product.matrix(), hessian, bits, how.block_size)
-                replace_product(graph, product, blocks)
-                note()
-    else:
-        for product in layers:
-            with _named(product.weight):
-                blocks = rtn(product.matrix(), bits, how.block_size)
-            replace_product(graph, product, blocks)
-            note()
+    for done, (product, hessian) in enumerate(products_and_hessians(source, layers, inputs), 1):
+        with named(product.weight):
+            blocks = (
+                rtn(product.matrix(), bits, how.block_size)
+                if hessian is None
+                else gptq(product.matrix(), hessian, bits, how.block_size)
+            )
+        replace_product(graph, product, blocks)
+        progress(done / len(products))
     if head:
         _quantize_ends(graph, head, how.block_size)
-        note()
-    _save(graph, target)
+        progress(1.0)
+    drop_unused_initializers(graph)
+    onnx_ir.save(graph, target, external_data=f"{target.name}.data", max_workers=1)
 
 
 def quantized_vision(source: Path, target: Path) -> None:
@@ -151,7 +138,7 @@ def quantized_vision(source: Path, target: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
-    products = weight_products(onnx_ir.load(source))
+    products = weight_products(onnx_ir.load(source), [FP32])
     if not products:
         raise _nothing_to_quantize(source)
     for product in products:
@@ -181,30 +168,20 @@ def _nothing_to_quantize(source: Path) -> ExportError:
     )
 
 
-def _head(graph: onnx_ir.Model, products: Sequence[Product]) -> Product | None:
-    """The product that the logits come from, nothing but reshaping in between."""
-    by_node = {id(product.node): product for product in products}
-    value = next((output for output in graph.graph.outputs if output.name == LOGITS), None)
-    while value is not None and (node := value.producer()) is not None:
-        if id(node) in by_node:
-            return by_node[id(node)]
-        value = node.inputs[0]
-    return None
-
-
 def _quantize_ends(graph: onnx_ir.Model, head: Product, block_size: int) -> None:
     """Head and embedding in int8, from the same codes where they are the same matrix.
 
     The embedding stays as it is where the blocks don't divide its width: a lookup knows no padding.
     """
-    with _named(head.weight):
+    with named(head.weight):
         blocks = rtn(head.matrix(), 8, block_size)
     lookups = [
         (node, table)
         for node in graph.graph
         if node.op_type == "Gather"
         and (table := node.inputs[0]) is not None
-        and is_float_matrix(table)
+        and is_matrix(table)
+        and table.dtype is FP32
         and table.shape[1] == head.rows  # type: ignore[index]
         and head.rows % block_size == 0
     ]
@@ -217,30 +194,9 @@ def _quantize_ends(graph: onnx_ir.Model, head: Product, block_size: int) -> None
         if is_head:
             replace_lookup(graph, node, blocks, parts)
         else:
-            with _named(table):
+            with named(table):
                 own = rtn(floats_of(table).T, 8, block_size)
             replace_lookup(graph, node, own, initializers(graph, str(table.name), own))
-
-
-def _save(graph: onnx_ir.Model, target: Path) -> None:
-    initializers = graph.graph.initializers
-    for name in [name for name, value in initializers.items() if not value.uses()]:
-        del initializers[name]
-    onnx_ir.save(graph, target, external_data=f"{target.name}.data", max_workers=1)
-
-
-@contextlib.contextmanager
-def _named(weight: onnx_ir.Value) -> Iterator[None]:
-    """An error within says which weight it is about."""
-    try:
-        yield
-    except ExportError as error:
-        raise ExportError(
-            f"{error.failed}, {weight.name}",
-            expected=error.expected,
-            found=error.found,
-            fix=error.fix,
-        ) from error
 
 
 @contextlib.contextmanager

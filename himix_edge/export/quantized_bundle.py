@@ -1,10 +1,9 @@
-"""From a bundle in float32 to one with weights of 4 or 8 bits, which says what that costs."""
+"""From a bundle in floats to one with weights of 4 or 8 bits, which says what that costs."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from himix_edge.config import HiMixConfig, PreprocessConfig
+from himix_edge.config import PreprocessConfig
 from himix_edge.contract import (
     DECODER_GRAPH,
+    ENGINES,
     LOGITS,
     MANIFEST,
     MODEL_CARD,
@@ -24,11 +24,11 @@ from himix_edge.contract import (
     Manifest,
     Quantization,
 )
-from himix_edge.errors import BundleError, ConfigError, OutputError, closest
+from himix_edge.errors import ConfigError, OutputError
 from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
-    calibration_feeds,
+    CalibrationFeeds,
     decoder_cost,
     exchanges_from_graphs,
     vision_cost,
@@ -36,12 +36,7 @@ from himix_edge.export.cost import (
 from himix_edge.export.expected import QUESTIONS, Array
 from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
-from himix_edge.export.quantize import (
-    DecoderQuantization,
-    WeightType,
-    quantized_decoder,
-    quantized_vision,
-)
+from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
@@ -51,14 +46,6 @@ from himix_edge.shapes.scenes import random_scene
 Judge = Callable[[Path], dict[str, float]]  # a bundle -> accuracy by kind of question, or nothing
 CALIBRATION_SCENES, COST_SCENES = 8, 3
 PROMPTS = "prompts.txt"
-
-
-@dataclass(frozen=True)
-class WeightChoice:
-    """What becomes of each part; None leaves it as it is."""
-
-    vision: bool
-    decoder: DecoderQuantization | None
 
 
 @dataclass(frozen=True)
@@ -75,25 +62,6 @@ class Inputs:
     prompts: list[list[int]]
 
 
-def weight_choice(
-    vision: str | None, decoder: str | None, block_size: int, method: str
-) -> WeightChoice:
-    """The choice that a command line names.
-
-    Raises:
-        ConfigError: a name of nothing, or nothing to do.
-    """
-    if vision not in (None, "int8"):
-        raise ConfigError(f"the vision encoder can't be {vision!r}", fix=closest(vision, ["int8"]))
-    if vision is None and decoder is None:
-        raise ConfigError("nothing is to be quantized", fix="add --decoder int4, or --vision int8")
-    types: dict[str, WeightType] = {"int8": "int8", "int4": "int4"}
-    if decoder is not None and decoder not in types:
-        raise ConfigError(f"the decoder can't be {decoder!r}", fix=closest(decoder, types))
-    how = DecoderQuantization(types[decoder], block_size, method) if decoder else None  # type: ignore[arg-type]
-    return WeightChoice(vision is not None, how)
-
-
 def quantize_bundle(
     bundle: Path,
     output: Path,
@@ -106,88 +74,97 @@ def quantize_bundle(
     """Writes the bundle folder `output`, whole and measured, or not at all.
 
     Args:
-        bundle: in float32; it stays as it is.
+        bundle: in floats, as exported; it stays as it is.
         calibration: a folder of pictures, and of prompts.txt with a prompt a line: half of the
             pictures calibrate, the other half measures. None draws scenes and asks about them.
         judge: measures both bundles' accuracy.
 
     Raises:
-        BundleError: no bundle in float32, or a corrupt one.
-        ConfigError, ImageError: calibration pictures that are too few or can't be read.
+        BundleError: no bundle in floats, or a corrupt one.
+        ConfigError: a choice that means nothing for the bundle, or too few calibration pictures.
+        ImageError: a calibration picture that can't be read.
         ExportError: a graph that can't be quantized.
         OutputError: a place that can't be written, or a folder there that is no bundle.
     """
     phases = Phases(progress)
-    manifest = _read_whole(bundle)
+    manifest = Manifest.read(bundle)
+    recipe = recipe_for(bundle, manifest, choice)
+    manifest.check_files(bundle)
     if output.resolve() == bundle.resolve():
         raise OutputError(f"will not replace {bundle}", fix="choose another --output")
     refuse_foreign_folder(output, "bundle", is_bundle)
-    with whole_folder(output) as folder:
+    with whole_folder(output, keep=ENGINES) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(bundle, manifest, calibration)
         _copy_texts(bundle, folder, manifest)
         cost: dict[str, Any] = {"images": len(inputs.cost), "prompts": len(inputs.prompts)}
         phases.begin("vision graph", 0.1)
-        if choice.vision:
-            cost["vision"] = _quantize_vision(bundle, folder, manifest.config, inputs)
+        if recipe.vision:
+            recipe.vision(bundle / VISION_GRAPH, folder / VISION_GRAPH)
+            cost["vision"] = _vision_cost(bundle, folder, manifest, recipe, inputs)
         else:
             _copy_graph(bundle, folder, VISION_GRAPH)
         phases.begin("decoder graph", 0.2)
-        if how := choice.decoder:
-            cost["decoder"] = _quantize_decoder(
-                bundle, folder, manifest.config, how, inputs, lambda p: phases.within(0.3 + 0.4 * p)
+        if recipe.decoder:
+            recipe.decoder(
+                bundle / DECODER_GRAPH,
+                folder / DECODER_GRAPH,
+                calibration=_calibration(bundle, manifest, choice, inputs),
+                progress=lambda part: phases.within(0.3 + 0.4 * part),
             )
+            cost["decoder"] = _decoder_cost(bundle, folder, manifest, recipe, inputs)
         else:
             _copy_graph(bundle, folder, DECODER_GRAPH)
         phases.begin("sealing", 0.8)
-        manifest = _seal(folder, _with_quantization(manifest, choice, cost), bundle)
+        quantized = _with_quantization(manifest, recipe, choice, cost)
+        sealed = _seal(folder, quantized, bundle)
         if judge and (accuracy := judge(folder)):
             phases.begin("judging", 0.85)
-            cost["accuracy"] = {"quantized": accuracy, "float32": judge(bundle)}
-            manifest = _seal(folder, _with_quantization(manifest, choice, cost), bundle)
+            cost["accuracy"] = {"quantized": accuracy, "before": judge(bundle)}
+            sealed = _seal(folder, quantized, bundle)
     phases.finish()
-    return manifest
+    return sealed
 
 
-def _quantize_vision(bundle: Path, folder: Path, config: HiMixConfig, inputs: Inputs) -> Any:
-    """Writes the graph; its cost as plain data."""
-    source, target = bundle / VISION_GRAPH, folder / VISION_GRAPH
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # the bundle may be read-only
-        _copy_graph(bundle, Path(scratch), VISION_GRAPH)
-        quantized_vision(Path(scratch) / VISION_GRAPH, target)
-    tensors = vision_cost(source, target, config, inputs.cost)
+def _vision_cost(
+    bundle: Path, folder: Path, manifest: Manifest, recipe: Recipe, inputs: Inputs
+) -> Any:
+    """As plain data."""
+    graphs = bundle / VISION_GRAPH, folder / VISION_GRAPH
+    tensors = vision_cost(*graphs, manifest.config, inputs.cost, recipe.open_session)
     return {name: dataclasses.asdict(closeness) for name, closeness in tensors.items()}
 
 
-def _quantize_decoder(
-    bundle: Path,
-    folder: Path,
-    config: HiMixConfig,
-    how: DecoderQuantization,
-    inputs: Inputs,
-    progress: Callable[[float], None],
+def _decoder_cost(
+    bundle: Path, folder: Path, manifest: Manifest, recipe: Recipe, inputs: Inputs
 ) -> Any:
-    """Writes the graph; its cost as plain data."""
-    source, target = bundle / DECODER_GRAPH, folder / DECODER_GRAPH
-    feeds: list[Feeds] = []
-    if how.method == "gptq":
-        asked = exchanges_from_graphs(bundle, config, inputs.calibration, inputs.prompts)
-        feeds = calibration_feeds(config, asked)
-    quantized_decoder(source, target, how, feeds, progress)
-    exchanges = exchanges_from_graphs(bundle, config, inputs.cost, inputs.prompts)
-    return dataclasses.asdict(decoder_cost(source, target, config, exchanges))
+    """As plain data."""
+    exchanges = exchanges_from_graphs(bundle, manifest.config, inputs.cost, inputs.prompts)
+    graphs = bundle / DECODER_GRAPH, folder / DECODER_GRAPH
+    cost = decoder_cost(*graphs, manifest.config, exchanges, recipe.open_session)
+    return dataclasses.asdict(cost)
 
 
-def _with_quantization(manifest: Manifest, choice: WeightChoice, cost: dict[str, Any]) -> Manifest:
-    how = choice.decoder
+def _calibration(
+    bundle: Path, manifest: Manifest, choice: WeightChoice, inputs: Inputs
+) -> Sequence[Feeds]:
+    if choice.method == "rtn":
+        return ()
+    asked = exchanges_from_graphs(bundle, manifest.config, inputs.calibration, inputs.prompts)
+    return CalibrationFeeds(manifest.config, asked, manifest.cache_slots)
+
+
+def _with_quantization(
+    manifest: Manifest, recipe: Recipe, choice: WeightChoice, cost: dict[str, Any]
+) -> Manifest:
     quantization = Quantization(
-        vision="int8" if choice.vision else None,
-        decoder=how.weights if how else None,
-        block_size=how.block_size if how else None,
-        method=how.method if how else None,
+        vision=choice.vision,
+        decoder=choice.decoder,
+        block_size=recipe.block_size,
+        method=choice.method if choice.decoder else None,
         cost=cost,
     )
-    return dataclasses.replace(manifest, dialect="ort", quantization=quantization)
+    return dataclasses.replace(manifest, dialect=recipe.dialect, quantization=quantization)
 
 
 def cost_table(quantization: Quantization | None) -> str:
@@ -211,25 +188,12 @@ def cost_table(quantization: Quantization | None) -> str:
         )
         lines.append(
             f"perplexity                 {tokens['perplexity']:.4f}, "
-            f"in float32 {tokens['fp32_perplexity']:.4f}"
+            f"before {tokens['perplexity_before']:.4f}"
         )
     for kind, share in cost.get("accuracy", {}).get("quantized", {}).items():
-        before = cost["accuracy"]["float32"][kind]
-        lines.append(f"{kind:27}{share:.1%}, in float32 {before:.1%}")
+        before = cost["accuracy"]["before"][kind]
+        lines.append(f"{kind:27}{share:.1%}, before {before:.1%}")
     return "\n".join(lines)
-
-
-def _read_whole(bundle: Path) -> Manifest:
-    manifest = Manifest.read(bundle)
-    if manifest.quantization or manifest.dtype != "float32":
-        raise BundleError(
-            f"{bundle} can't be quantized",
-            expected="a bundle in float32",
-            found=str(manifest.quantization or manifest.dtype),
-            fix="quantize the one that himix-edge export made",
-        )
-    manifest.check_files(bundle)
-    return manifest
 
 
 def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
@@ -282,7 +246,10 @@ def _seal(folder: Path, manifest: Manifest, bundle: Path) -> Manifest:
     """Writes the model card, and the manifest last."""
     card = (bundle / MODEL_CARD).read_text(encoding="utf-8").rstrip()
     table = cost_table(manifest.quantization)
-    note = f"## Quantization\n\n{manifest.quantization}. Against float32:\n\n```\n{table}\n```\n"
+    note = (
+        f"## Quantization\n\n{manifest.quantization}. "
+        f"Against the bundle in {manifest.dtype}:\n\n```\n{table}\n```\n"
+    )
     (folder / MODEL_CARD).write_text(f"{card}\n\n{note}", encoding="utf-8")
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     manifest = dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from himix_edge.export import calibration
 from himix_edge.export.blocks import Bits, rtn
 from himix_edge.export.calibration import Feeds, hessians
 from himix_edge.export.cost import (
+    CalibrationFeeds,
     Exchange,
-    calibration_feeds,
     decoder_cost,
     exchanges_from_graphs,
     vision_cost,
 )
 from himix_edge.export.expected import Array, trial_images
-from himix_edge.export.nbits import weight_products
 from himix_edge.export.onnx import decoder_onnx_from_weights, vision_onnx_from_weights, write_graph
+from himix_edge.export.products import weight_products
 from himix_edge.export.quantize import (
     DecoderQuantization,
     Method,
@@ -55,8 +56,8 @@ def exchanges(tiny_bundle: Path, config: HiMixConfig) -> list[Exchange]:
 
 
 @pytest.fixture(scope="module")
-def feeds(config: HiMixConfig, exchanges: list[Exchange]) -> list[Feeds]:
-    return calibration_feeds(config, exchanges)
+def feeds(config: HiMixConfig, exchanges: list[Exchange]) -> Sequence[Feeds]:
+    return CalibrationFeeds(config, exchanges)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_the_decoder_is_that_of_the_dequantized_weights(
     tiny_bundle: Path,
     untied: Path,
     tmp_path: Path,
-    feeds: list[Feeds],
+    feeds: Sequence[Feeds],
     weights: WeightType,
     tied: bool,
 ) -> None:
@@ -155,7 +156,7 @@ def test_what_is_in_the_graph(tiny_bundle: Path, untied: Path, tmp_path: Path, t
 
 
 def test_an_embedding_that_the_blocks_do_not_divide_stays_as_it_is(
-    tiny_bundle: Path, tmp_path: Path, feeds: list[Feeds]
+    tiny_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]
 ) -> None:
     target = tmp_path / DECODER_GRAPH
     quantized_decoder(tiny_bundle / DECODER_GRAPH, target, DecoderQuantization("int8", 64, "rtn"))
@@ -174,7 +175,7 @@ def test_gptq_keeps_closer_to_fp32(
     tmp_path: Path,
     config: HiMixConfig,
     exchanges: list[Exchange],
-    feeds: list[Feeds],
+    feeds: Sequence[Feeds],
     block_size: int,
 ) -> None:
     source, target = tiny_bundle / DECODER_GRAPH, tmp_path / DECODER_GRAPH
@@ -189,7 +190,7 @@ def test_gptq_keeps_closer_to_fp32(
 
 
 def test_progress_counts_every_matrix(
-    tiny_bundle: Path, tmp_path: Path, feeds: list[Feeds]
+    tiny_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]
 ) -> None:
     methods: tuple[Method, ...] = ("rtn", "gptq")
     for method in methods:
@@ -202,7 +203,7 @@ def test_progress_counts_every_matrix(
 
 
 def test_hessians_are_the_sums_of_what_came_in(
-    tiny_bundle: Path, feeds: list[Feeds], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, feeds: Sequence[Feeds], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tiny_bundle / DECODER_GRAPH
     products = weight_products(onnx_ir.load(source))
@@ -269,7 +270,7 @@ def test_the_cost_of_no_change_is_none(
     cost = decoder_cost(source, source, config, exchanges)
     assert cost.tokens == sum(len(exchange.answer) for exchange in exchanges) >= 9
     assert cost.same_tokens == cost.tokens
-    assert cost.perplexity == pytest.approx(cost.fp32_perplexity, rel=tolerances.GRAPH_LOGITS)
+    assert cost.perplexity == pytest.approx(cost.perplexity_before, rel=tolerances.GRAPH_LOGITS)
     assert set(cost.tensors) == {LOGITS, *present_names(2)}
     for closeness in cost.tensors.values():
         assert closeness.error < tolerances.GRAPH_LOGITS
@@ -295,7 +296,7 @@ def test_the_cost_by_hand(
         logits = said[LOGITS][0, 0].astype(np.float64)
         losses.append(np.log(np.exp(logits).sum()) - logits[token])
         turned.append(np.log(np.exp(-logits).sum()) + logits[token])
-    assert cost.fp32_perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert cost.perplexity_before == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
     assert cost.perplexity == pytest.approx(np.exp(np.mean(turned)), rel=1e-4)
 
 
@@ -313,7 +314,7 @@ def grown(config: HiMixConfig, exchange: Exchange) -> list[tuple[Feeds, int]]:
     pairs = []
     for i, token in enumerate(exchange.answer):
         so_far = dataclasses.replace(exchange, answer=exchange.answer[: i + 1])
-        pairs.append((calibration_feeds(config, [so_far])[0], token))
+        pairs.append((CalibrationFeeds(config, [so_far])[0], token))
     return pairs
 
 
@@ -335,7 +336,7 @@ def test_gptq_without_calibration(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_calibration_inputs_of_another_graph(
-    tiny_bundle: Path, tmp_path: Path, feeds: list[Feeds]
+    tiny_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]
 ) -> None:
     how = DecoderQuantization("int4", 32, "gptq")
     wrong = {name: value for name, value in feeds[0].items() if name != "position_ids"}

@@ -17,17 +17,12 @@ import himix_edge
 from himix_edge.contract import DECODER_GRAPH, MANIFEST, VISION_GRAPH, Manifest
 from himix_edge.errors import BundleError, ConfigError, ImageError, OutputError
 from himix_edge.export import quantized_bundle
-from himix_edge.export.quantize import DecoderQuantization
-from himix_edge.export.quantized_bundle import (
-    WeightChoice,
-    cost_table,
-    quantize_bundle,
-    weight_choice,
-)
+from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
+from himix_edge.export.recipes import WeightChoice, recipe_for
 from himix_edge.export.verify import Closeness
 from himix_edge.files import sha256_of
 
-INT4 = WeightChoice(vision=True, decoder=DecoderQuantization("int4"))
+INT4 = WeightChoice("int8", "int4")
 TEXTS = ("tokenizer.json", "chat_template.jinja", "preprocessor.json")
 
 
@@ -71,7 +66,7 @@ def test_the_manifest_says_what_it_is(quantized: Path) -> None:
         "int8", "int4", 32, "rtn", {}
     )
     assert str(quantization) == "vision int8, decoder int4 (rtn, blocks of 32)"
-    assert quantization.cost["accuracy"] == {"quantized": {"all": 0.8}, "float32": {"all": 0.9}}
+    assert quantization.cost["accuracy"] == {"quantized": {"all": 0.8}, "before": {"all": 0.9}}
     card = (quantized / "README.md").read_text()
     assert card.count("## Quantization") == 1
     assert cost_table(quantization) in card
@@ -105,7 +100,7 @@ def test_the_cost_of_the_vision_graph_is_measured_on_its_own_pictures(
 
 
 def test_a_part_that_is_not_chosen_stays_as_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
-    eight = WeightChoice(vision=False, decoder=DecoderQuantization("int8"))
+    eight = WeightChoice(decoder="int8")
     manifest = quantize_bundle(tiny_bundle, tmp_path / "decoder", eight)
     assert sha256_of(tmp_path / "decoder" / VISION_GRAPH) == sha256_of(tiny_bundle / VISION_GRAPH)
     assert manifest.quantization is not None
@@ -114,7 +109,7 @@ def test_a_part_that_is_not_chosen_stays_as_it_is(tiny_bundle: Path, tmp_path: P
     tokens = manifest.quantization.cost["decoder"]
     assert tokens["same_tokens"] >= 0.9 * tokens["tokens"] > 0
 
-    manifest = quantize_bundle(tiny_bundle, tmp_path / "vision", WeightChoice(True, None))
+    manifest = quantize_bundle(tiny_bundle, tmp_path / "vision", WeightChoice("int8"))
     name = f"{DECODER_GRAPH}.data"
     assert sha256_of(tmp_path / "vision" / name) == sha256_of(tiny_bundle / name)
     assert str(manifest.quantization) == "vision int8, decoder as exported"
@@ -128,13 +123,13 @@ def test_calibration_with_one_s_own_pictures_and_prompts(tiny_bundle: Path, tmp_
         noise = rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)
         Image.fromarray(noise).save(pictures / f"{i}.png")
     (pictures / "prompts.txt").write_text("What is it?\n\nWhere is it?\n")
-    how = WeightChoice(False, DecoderQuantization("int4", method="gptq"))
+    how = WeightChoice(decoder="int4", method="gptq")
     manifest = quantize_bundle(tiny_bundle, tmp_path / "out", how, calibration=pictures)
     assert manifest.quantization is not None
     assert manifest.quantization.method == "gptq"
     assert manifest.quantization.cost["images"] == 2  # of five, the second and the fourth
     assert manifest.quantization.cost["prompts"] == 2
-    rtn = WeightChoice(False, DecoderQuantization("int4"))
+    rtn = WeightChoice(decoder="int4")
     quantize_bundle(tiny_bundle, tmp_path / "rtn", rtn, calibration=pictures)
     weights = f"{DECODER_GRAPH}.data"
     assert sha256_of(tmp_path / "out" / weights) != sha256_of(tmp_path / "rtn" / weights)
@@ -157,16 +152,19 @@ def test_calibration_pictures_that_cannot_be_used(tiny_bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, None, 32, "rtn"), "nothing is to be quantized.*--decoder int4"),
-        (("int4", None, 32, "rtn"), "vision encoder can't be 'int4'.*int8"),
-        ((None, "int3", 32, "rtn"), "decoder can't be 'int3'.*did you mean 'int"),
-        ((None, "int4", 48, "rtn"), "block_size is off.*32, 64 or 128.*48"),
+        ((None, None), "nothing is to be quantized.*--decoder int4"),
+        (("int4", None), "vision encoder can't be 'int4'.*int8"),
+        ((None, "int3"), "decoder can't be 'int3'.*did you mean 'int"),
+        ((None, "fp8"), "decoder can't be 'fp8'.*int8"),
+        ((None, "int4", 48), "block_size is off.*32, 64 or 128.*48"),
         ((None, "int4", 32, "gtpq"), "no quantization method 'gtpq'.*'gptq'"),
+        (("int8", None, None, "gptq"), "gptq is for the decoder"),
+        (("int8", None, 32), "block_size is for the decoder"),
     ],
 )
-def test_choices_that_mean_nothing(arguments: Any, message: str) -> None:
+def test_choices_that_mean_nothing(tiny_bundle: Path, arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        weight_choice(*arguments)
+        recipe_for(tiny_bundle, Manifest.read(tiny_bundle), WeightChoice(*arguments))
 
 
 def test_what_is_no_float32_bundle_is_refused(
@@ -189,7 +187,7 @@ def test_the_bundle_stays_as_it_is(tiny_bundle: Path, quantized: Path, tmp_path:
     """Nothing is written beside its files, not even for a moment."""
     before = {path.name: path.stat().st_mtime_ns for path in tiny_bundle.iterdir()}
     changed = tiny_bundle.stat().st_mtime_ns
-    quantize_bundle(tiny_bundle, tmp_path / "out", WeightChoice(True, None))
+    quantize_bundle(tiny_bundle, tmp_path / "out", WeightChoice("int8"))
     assert {path.name: path.stat().st_mtime_ns for path in tiny_bundle.iterdir()} == before
     assert tiny_bundle.stat().st_mtime_ns == changed
     for name in (VISION_GRAPH, f"{VISION_GRAPH}.data"):
@@ -204,5 +202,5 @@ def test_an_interrupt_leaves_no_debris(
 
     monkeypatch.setattr(quantized_bundle, "decoder_cost", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantize_bundle(tiny_bundle, tmp_path / "out", WeightChoice(False, INT4.decoder))
+        quantize_bundle(tiny_bundle, tmp_path / "out", WeightChoice(decoder="int4"))
     assert list(tmp_path.iterdir()) == []
