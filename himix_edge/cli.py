@@ -125,6 +125,10 @@ def export(
     max_text: Annotated[
         int | None, typer.Option(help="Tokens that a cache of fixed size (native) holds: 1024.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A folder of pictures, to see what float16 can't hold; besides scenes."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
     ] = None,
@@ -145,6 +149,7 @@ def export(
             dtype=graphs.dtype,
             dialect=graphs.dialect,
             max_text=max_text,
+            calibration=calibration,
             progress=report,
         )
     bundles.remember_export(folder)
@@ -155,6 +160,9 @@ def export(
     print(f"{folder}: {_megabytes(manifest.files)}, equal to the model in PyTorch.")
     print(f"made in {made.seconds:.0f} s and {made.peak_bytes / 1e6:,.0f} MB of memory, ", end="")
     print(f"checked in {checked.seconds:.0f} s and {checked.peak_bytes / 1e6:,.0f} MB.")
+    if ranges := manifest.ranges:
+        print(f"in float32, since float16 can't hold the values: {ranges['in_float32']}", end="")
+        print(f" (measured on {ranges['images']} images; the model card has the largest values).")
 
 
 @app.command()

@@ -141,6 +141,8 @@ class Manifest:
         parity: how close the graphs came to the model: figures by name.
         quantization: None where the weights are as exported.
         cache_slots: S, how many slots a cache of fixed size has; None where the cache grows.
+        ranges: of a bundle in float16: how large the values within the model get, and what of
+            the vision graph is in float32 therefore.
     """
 
     schema_version: int
@@ -155,6 +157,7 @@ class Manifest:
     parity: dict[str, Any]
     quantization: Quantization | None = None
     cache_slots: int | None = None
+    ranges: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The text of `manifest.json`; its last field seals all the others."""

@@ -29,7 +29,7 @@ from himix_edge.shapes.benchmark import held_out_scene
 from himix_edge.shapes.questions import KINDS, Question
 from himix_edge.shapes.render import render
 from himix_edge.training.recipe import SHAPES
-from tests.tolerances import HALF_KEYS_AND_VALUES
+from tests.tolerances import HALF_KV_COSINE
 
 SCENES_COMPARED = 200
 SCENES_PER_DIALECT = 12
@@ -129,7 +129,7 @@ def test_all_dialects_and_types_answer_alike(demo_bundle: Path, tmp_path: Path) 
         assert other_answers == answers
         for cache, expected in zip(other_caches, caches, strict=True):
             for part, exact in zip(cache, expected, strict=True):
-                assert Closeness.of(part, exact).cosine >= HALF_KEYS_AND_VALUES
+                assert Closeness.of(part, exact).cosine >= HALF_KV_COSINE
 
 
 def greedy_answers(

@@ -11,7 +11,7 @@ PIXEL_VALUES = 1e-6  # our preprocessing against transformers' processors
 ENGINE_LOGITS = 2e-5  # an engine's logits against the model's, random weights
 PROBABILITIES = 1e-6  # our sampling distribution (float64) against transformers' (float32)
 GRAPH_LOGITS = 2e-5  # an exported decoder graph's logits, keys and values against torch
-WIDE_PROJECTIONS = 1e-6  # one wide product against a product for each layer
+STACKED_PROJECTIONS = 1e-6  # one wide product against a product for each layer
 SHAPE_AREA = 0.06  # a drawn shape's area, in squared radii, against geometry: the outline's pixels
 HALF_GRAPH = 2e-2  # a float16 graph against torch in fp32, over the tensor's largest value
 BFLOAT16_CONSTANTS = 1e-2  # a widened bfloat16 encoder, whose constants are rounded too
@@ -20,8 +20,9 @@ DEQUANTIZED_WEIGHTS = 1e-6  # as the kernels read them, over the largest of thei
 INT8_ACTIVATIONS = 0.03  # a quantized graph, whose kernels round inputs to int8, against fp32 ones
 REWRITE = 1e-5  # a graph before and after a rewrite, in fp32
 HALF_REWRITE = 2e-2  # the same in float16, values of order 1 to 5
-HALF_KEYS_AND_VALUES = 0.999  # the least cosine of a float16 graph's keys and values to fp32's
 HALF_PRODUCT = 1e-3  # a product of 128 terms in float16, over the largest of its results
 HALF_KV_COSINE = 0.999  # keys and values of a float16 graph against torch in fp32, at least
 LARGEST_MAGNITUDES = 2e-5  # what was seen within a model against its formulas in float64
-DEQUANTIZED_GRAPH = 5e-3  # a float16 graph over codes against the same over weights, over the largest
+DEQUANTIZED_GRAPH = (
+    5e-3  # a float16 graph over codes against the same over weights, over the largest
+)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -16,31 +18,43 @@ from himix_edge.contract import (
     CHAT_TEMPLATE,
     DECODER_GRAPH,
     ENGINES,
-    LOGITS,
     MANIFEST,
     MODEL_CARD,
     PREPROCESSOR,
     SCHEMA_VERSION,
     TOKENIZER,
     VISION_GRAPH,
-    Chat,
     Dialect,
     Dtype,
     FileRecord,
     Manifest,
 )
 from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.export.card import export_section, ranges_section
 from himix_edge.export.chat import chat_from_template
-from himix_edge.export.dialects import NATIVE_OPSET, PORTABLE_OPSET
-from himix_edge.export.expected import QUESTIONS, Expected, expected_from_model, trial_images
+from himix_edge.export.expected import (
+    MAX_NEW_TOKENS,
+    QUESTIONS,
+    Array,
+    Expected,
+    expected_from_model,
+    trial_images,
+)
 from himix_edge.export.onnx import (
     decoder_onnx_from_weights,
     vision_onnx_from_weights,
     write_graph,
 )
 from himix_edge.export.phases import PhaseCost, Phases, Progress, total
+from himix_edge.export.pictures import picture_files, pictures
+from himix_edge.export.ranges import (
+    Ranges,
+    ranges_from_model,
+    wide_parts,
+)
 from himix_edge.export.rewrites import native_decoder, native_vision
 from himix_edge.export.verify import Parity, verify
+from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
@@ -76,27 +90,33 @@ def export_bundle(
     dtype: Dtype = "float32",
     dialect: Dialect = "portable",
     max_text: int | None = None,
+    calibration: Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Writes the bundle folder `output`, whole and verified, or not at all.
 
     A bundle that stands there is replaced when the new one is ready. The weights are read one by
-    one; only for the verification is the model in memory, once.
+    one; only to be asked, before the graphs are made, is the model in memory, once.
 
     Args:
         dtype: of the weights and of the cache.
         dialect: "portable" or "native".
         max_text: how many tokens of text the native dialect's cache has slots for; by default
             as many as the model has positions for, up to 1,024.
+        calibration: a folder of pictures which tell, besides the scenes that we draw, how large the
+            values within the model get: what float16 can't hold is then in float32.
         progress: called when a phase begins or goes on, and with 1.0 when all is done.
 
     Raises:
         OutputError: a place that can't be written, or a folder there that is no bundle.
         CheckpointError: weights or a tokenizer that can't be used.
-        ExportError: a chat template that can't be taken apart, a graph that can't be made.
+        ExportError: a chat template that can't be taken apart, a graph that can't be made, a model
+            that does not fit into float16.
         ParityError: a graph that gives other numbers than the model.
-        ConfigError: a cache that the dialect or the model has no use for.
+        ConfigError: a cache that the dialect or the model has no use for; no pictures.
+        ImageError: a picture that can't be read.
     """
+    own = picture_files(calibration) if calibration else []
     cache_slots = _cache_slots(checkpoint.config, dialect, max_text)
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
@@ -108,25 +128,27 @@ def export_bundle(
         )
         _write_texts(folder, checkpoint)
         checkpoint.check()
-        phases.begin("vision graph", 0.05)
-        graph = vision_onnx_from_weights(config, weights, dtype)
+        phases.begin(CHECKS[0], 0.05)
+        watched = chain(trial_images(config.preprocess), pictures(own, config.preprocess))
+        expected, ranges = _asked(checkpoint, manifest, folder, watched)
+        wide = wide_parts(ranges) if ranges else NOTHING_WIDE
+        phases.begin("vision graph", 0.2)
+        graph = vision_onnx_from_weights(config, weights, dtype, wide)
         if cache_slots:
-            native_vision(graph, config, cache_slots)
-        phases.begin("vision weights", 0.2)
-        write_graph(graph, folder / VISION_GRAPH, lambda part: phases.within(0.2 + 0.1 * part))
-        phases.begin("decoder graph", 0.3)
+            native_vision(graph, config, cache_slots, wide)
+        phases.begin("vision weights", 0.3)
+        write_graph(graph, folder / VISION_GRAPH, lambda part: phases.within(0.3 + 0.1 * part))
+        phases.begin("decoder graph", 0.4)
         graph = decoder_onnx_from_weights(config, weights, dtype)
         if cache_slots:
             native_decoder(graph, config, cache_slots)
-        phases.begin("decoder weights", 0.55)
-        write_graph(graph, folder / DECODER_GRAPH, lambda part: phases.within(0.55 + 0.15 * part))
+        phases.begin("decoder weights", 0.65)
+        write_graph(graph, folder / DECODER_GRAPH, lambda part: phases.within(0.65 + 0.15 * part))
         del graph
-        phases.begin(CHECKS[0], 0.7)
-        expected = _expected(checkpoint, manifest.chat, folder)
-        phases.begin(CHECKS[1], 0.85)
+        phases.begin(CHECKS[1], 0.8)
         parity = verify(expected, folder, config, dtype)
         phases.begin("sealing", 0.95)
-        manifest = _seal(folder, checkpoint, manifest, parity)
+        manifest = _seal(folder, checkpoint, manifest, parity, ranges, wide)
     return Exported(manifest, phases.finish())
 
 
@@ -149,10 +171,10 @@ def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) ->
         return None
     most = config.max_text_tokens
     text = min(most, DEFAULT_MAX_TEXT) if max_text is None else max_text
-    if not 2 <= text <= most:
+    if not 1 <= text <= most:
         raise ConfigError(
             "max_text is out of range",
-            expected=f"2 to the {most} that the model has positions for",
+            expected=f"1 to the {most} that the model has positions for",
             found=str(text),
         )
     return config.vision.num_image_tokens + text
@@ -192,12 +214,28 @@ def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / PREPROCESSOR).write_text(preprocess + "\n", encoding="utf-8")
 
 
-def _expected(checkpoint: Checkpoint, chat: Chat, folder: Path) -> Expected:
-    """The model loaded, asked, and let go."""
-    tokenizer = Tokenizer(folder / TOKENIZER, chat)
-    prompts = [tokenizer.encode_turn(chat.first, question) for question in QUESTIONS]
+def _asked(
+    checkpoint: Checkpoint, manifest: Manifest, folder: Path, watched: Iterator[Array]
+) -> tuple[Expected, Ranges | None]:
+    """The model loaded, asked, and let go; for float16, how large its values get as well."""
+    tokenizer, first = Tokenizer(folder / TOKENIZER, manifest.chat), manifest.chat.first
+    prompts = [tokenizer.encode_turn(first, question) for question in QUESTIONS]
+    _require_room(manifest, max(map(len, prompts)) + MAX_NEW_TOKENS)
     model = model_from_weights(checkpoint.config, checkpoint.weights)
-    return expected_from_model(model, trial_images(checkpoint.config.preprocess), prompts)
+    expected = expected_from_model(model, trial_images(checkpoint.config.preprocess), prompts)
+    is_half = manifest.dtype == "float16"
+    return expected, ranges_from_model(model, watched, prompts) if is_half else None
+
+
+def _require_room(manifest: Manifest, tokens: int) -> None:
+    """A cache of fixed size must hold what the graphs are compared on, at least."""
+    slots, image = manifest.cache_slots, manifest.config.vision.num_image_tokens
+    if slots and slots < image + tokens:
+        raise ConfigError(
+            "max_text is too small",
+            expected=f"{tokens} or more: a short question and its answer",
+            found=str(slots - image),
+        )
 
 
 def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
@@ -223,37 +261,27 @@ def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
     return "".join(first), "".join(tokenizer.id_to_token(end) or "" for end in ends)
 
 
-def _seal(folder: Path, checkpoint: Checkpoint, manifest: Manifest, parity: Parity) -> Manifest:
+def _seal(
+    folder: Path,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    parity: Parity,
+    ranges: Ranges | None,
+    wide: WideParts,
+) -> Manifest:
     """Adds the model card, and the manifest last."""
     tools = {name: metadata.version(name) for name in TOOLS}
     tools = {"himix-edge": himix_edge.__version__, **tools}
-    card = f"{checkpoint.model_card.rstrip()}\n\n{_export_note(manifest, tools, parity)}"
-    (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+    sections = [checkpoint.model_card.rstrip() + "\n", export_section(manifest, tools, parity)]
+    if ranges:
+        sections.append(ranges_section(ranges, wide))
+    (folder / MODEL_CARD).write_text("\n".join(sections), encoding="utf-8")
     manifest = dataclasses.replace(
         manifest,
         files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
         tools=tools,
         parity=dataclasses.asdict(parity),
+        ranges={"in_float32": str(wide), **dataclasses.asdict(ranges)} if ranges else None,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def _export_note(manifest: Manifest, tools: dict[str, str], parity: Parity) -> str:
-    """The model card's last section."""
-    keys_and_values = max(closeness.error for closeness in parity.vision.values())
-    versions = ", ".join(f"{name} {version}" for name, version in tools.items())
-    dialect = f'"portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1 and later import)'
-    if manifest.dialect == "native":
-        dialect = f'"native" (opset {NATIVE_OPSET}, a cache of {manifest.cache_slots} slots)'
-    return f"""\
-## Export
-
-Two ONNX graphs in {manifest.dtype}, dialect {dialect}, made with
-{versions}.
-
-Checked in ONNX Runtime against the model in PyTorch on {parity.images} images. Largest difference,
-over the largest value of its tensor: {keys_and_values:.1e} in the image's keys and values,
-{parity.decoder[LOGITS].error:.1e} in the logits. Greedy tokens: {parity.greedy_tokens_equal} of
-{parity.greedy_tokens} the same.
-"""

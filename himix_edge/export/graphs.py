@@ -39,7 +39,7 @@ class VisionGraph(nn.Module):
             widen_encoder(self.vision.model, wide)
         self.injection = model.injection
         if isinstance(model.injection, HiMixInjection):
-            self.injection = WideProjections(model.injection, model.decoder)
+            self.injection = StackedProjections(model.injection, model.decoder)
         if wide.projections:
             self.injection.float()
 
@@ -50,7 +50,7 @@ class VisionGraph(nn.Module):
         return tuple(part.to(self.dtype) for part in flat(kv))
 
 
-class WideProjections(nn.Module):
+class StackedProjections(nn.Module):
     """All layers' W_v^K and W_v^V as one matrix: one product reads the features once.
 
     Equal to `HiMixInjection`, whose weights it stacks in the order of the outputs.

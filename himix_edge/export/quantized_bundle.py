@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from himix_edge.config import PreprocessConfig
 from himix_edge.contract import (
     DECODER_GRAPH,
     ENGINES,
@@ -24,7 +23,7 @@ from himix_edge.contract import (
     Manifest,
     Quantization,
 )
-from himix_edge.errors import ConfigError, OutputError
+from himix_edge.errors import OutputError
 from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
@@ -36,16 +35,16 @@ from himix_edge.export.cost import (
 from himix_edge.export.expected import QUESTIONS, Array
 from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
+from himix_edge.export.pictures import PROMPTS, picture_files, pictures
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.files import refuse_foreign_folder, whole_folder
-from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
+from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import random_scene
 
 Judge = Callable[[Path], dict[str, float]]  # a bundle -> accuracy by kind of question, or nothing
 CALIBRATION_SCENES, COST_SCENES = 8, 3
-PROMPTS = "prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -207,26 +206,13 @@ def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
         ]
         calibration, cost = scenes[COST_SCENES:], scenes[:COST_SCENES]
     else:
-        pictures = _pictures(folder, config)
-        calibration, cost = pictures[::2], pictures[1::2]
+        every = list(pictures(picture_files(folder, at_least=2), config))
+        calibration, cost = every[::2], every[1::2]
         if (folder / PROMPTS).is_file():
             lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
             questions = [line for line in lines if line.strip()] or QUESTIONS
     turn = manifest.chat.first
     return Inputs(calibration, cost, [tokenizer.encode_turn(turn, words) for words in questions])
-
-
-def _pictures(folder: Path, config: PreprocessConfig) -> list[Array]:
-    """All of a folder, by name, as pixel_values."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in found if path.is_file() and path.name != PROMPTS]
-    if len(files) < 2:
-        raise ConfigError(
-            f"{folder} has too few pictures",
-            expected=f"two or more ({', '.join(FORMATS)})",
-            found=str(len(files)) if folder.is_dir() else "no such folder",
-        )
-    return [pixel_values(load_image(path), config) for path in files]
 
 
 def _copy_texts(bundle: Path, folder: Path, manifest: Manifest) -> None:

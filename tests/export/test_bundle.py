@@ -134,11 +134,11 @@ def test_missing_and_truncated_files_are_found(
 
 PHASES = [
     "checking the weights",
+    "asking the model in PyTorch",
     "vision graph",
     "vision weights",
     "decoder graph",
     "decoder weights",
-    "asking the model in PyTorch",
     "comparing in ONNX Runtime",
     "sealing",
 ]

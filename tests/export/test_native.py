@@ -102,8 +102,13 @@ def test_a_mask_that_shows_one_slot_too_many_is_noticed(
     ("dialect", "max_text", "message"),
     [
         ("portable", 60, "max_text means nothing in the portable dialect.*--dialect native"),
-        ("native", 257, "max_text is out of range: expected 2 to the 256 .* found 257"),
-        ("native", 1, "found 1"),
+        ("native", 257, "max_text is out of range: expected 1 to the 256 .* found 257"),
+        ("native", 0, "found 0"),
+        (
+            "native",
+            20,
+            "max_text is too small: expected .* a short question and its answer, found 20",
+        ),
         ("ort", None, "no export is in the dialect 'ort'.*himix-edge quantize"),
     ],
 )

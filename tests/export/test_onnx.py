@@ -22,7 +22,7 @@ from himix_edge.config import HiMixConfig, RopeScaling
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Dtype
 from himix_edge.errors import ExportError
 from himix_edge.export.dialects import PORTABLE_OPERATORS, require_portable
-from himix_edge.export.graphs import DecoderGraph, VisionGraph, WideProjections, flat
+from himix_edge.export.graphs import DecoderGraph, StackedProjections, VisionGraph, flat
 from himix_edge.export.onnx import (
     decoder_onnx_from_weights,
     interrupts_held,
@@ -37,7 +37,7 @@ from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import Weight, held_weights
 from tests.models.reference import random_ids, random_tensor
 from tests.tiny import tiny_config, tiny_model
-from tests.tolerances import GRAPH_LOGITS, WIDE_PROJECTIONS
+from tests.tolerances import GRAPH_LOGITS, STACKED_PROJECTIONS
 
 GRAPHS = (VISION_GRAPH, DECODER_GRAPH)
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
@@ -172,12 +172,12 @@ def test_all_layers_projections_are_one_product(
 ) -> None:
     model = tiny_checkpoint.model()
     features = random_tensor(3, 4, 32)
-    wide = WideProjections(model.injection, model.decoder)  # type: ignore[arg-type]
+    wide = StackedProjections(model.injection, model.decoder)  # type: ignore[arg-type]
     assert wide.weight.shape == (2 * 2 * 2 * 8, 32)
     expected = flat(model.injection(features, model.decoder))
     for found, part in zip(flat(wide(features, model.decoder)), expected, strict=True):
         assert found.shape == (3, 2, 4, 8)
-        torch.testing.assert_close(found, part, rtol=0, atol=WIDE_PROJECTIONS)
+        torch.testing.assert_close(found, part, rtol=0, atol=STACKED_PROJECTIONS)
 
     graph = onnx.load(tiny_bundle / VISION_GRAPH, load_external_data=False).graph
     [projection] = [w for w in graph.initializer if w.name.startswith("injection.")]

@@ -16,6 +16,7 @@ from himix_edge.export.rewrites.attention import DecoderAttention, EncoderAttent
 from himix_edge.export.rewrites.rms_normalization import RMSNormalization
 from himix_edge.export.rewrites.rotary_embedding import RotaryEmbedding
 from himix_edge.export.rewrites.tensor_scatter import fix_decoder_cache, fix_vision_cache
+from himix_edge.export.wide import NOTHING_WIDE, WideParts
 
 
 def native_decoder(graph: onnx_ir.Model, config: HiMixConfig, cache_slots: int) -> None:
@@ -35,10 +36,21 @@ def native_decoder(graph: onnx_ir.Model, config: HiMixConfig, cache_slots: int) 
     _finish(graph)
 
 
-def native_vision(graph: onnx_ir.Model, config: HiMixConfig, cache_slots: int) -> None:
-    """Rewrites a portable vision graph, in place; arguments and errors as of `native_decoder`."""
+def native_vision(
+    graph: onnx_ir.Model,
+    config: HiMixConfig,
+    cache_slots: int,
+    wide: WideParts = NOTHING_WIDE,
+) -> None:
+    """Rewrites a portable vision graph, in place; arguments and errors as of `native_decoder`.
+
+    Attention in float32 stays in primitives: TensorRT has no kernel for the operator in it.
+
+    Args:
+        wide: what the graph was made with.
+    """
     encoder_layers = config.vision.num_hidden_layers + 1 + config.vision.feature_layer
-    EncoderAttention.apply(graph, times=encoder_layers)
+    EncoderAttention.apply(graph, times=encoder_layers - len(wide.attentions))
     fix_vision_cache(graph, past_names(config.decoder.num_hidden_layers), cache_slots)
     _finish(graph)
 

@@ -1,0 +1,39 @@
+"""Pictures of one's own, to calibrate and to measure with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from himix_edge.config import PreprocessConfig
+from himix_edge.errors import ConfigError
+from himix_edge.export.expected import Array
+from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
+
+PROMPTS = "prompts.txt"  # what else such a folder may hold: a prompt a line
+
+
+def picture_files(folder: Path, at_least: int = 1) -> list[Path]:
+    """A folder's pictures, by name: all files but PROMPTS.
+
+    Raises:
+        ConfigError: fewer than `at_least`.
+    """
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in found if path.is_file() and path.name != PROMPTS]
+    if len(files) < at_least:
+        raise ConfigError(
+            f"{folder} has too few pictures",
+            expected=f"{at_least} or more ({', '.join(FORMATS)})",
+            found=str(len(files)) if folder.is_dir() else "no such folder",
+        )
+    return files
+
+
+def pictures(files: list[Path], config: PreprocessConfig) -> Iterator[Array]:
+    """As `pixel_values` [1, 3, H, W], one at a time.
+
+    Raises:
+        ImageError: a file that is no picture.
+    """
+    return (pixel_values(load_image(path), config) for path in files)
