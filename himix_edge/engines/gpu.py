@@ -7,6 +7,11 @@ from typing import Any
 
 from himix_edge.errors import DependencyError, EngineError
 
+CUDA_PYTHON = "12.6.1 or later, no newer than this device's CUDA"
+CUDA_PYTHON_FIX = (
+    "pip install 'cuda-python==12.6.*' on JetPack 6.2, 'cuda-python==13.2.*' on JetPack 7.2"
+)
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -37,8 +42,7 @@ def gpu_here() -> Gpu:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
         raise DependencyError(
-            "cuda-python is missing",
-            fix="pip install 'cuda-python>=12.6,<13' on JetPack 6, 'cuda-python>=13' on JetPack 7",
+            "cuda-python is missing", expected=CUDA_PYTHON, fix=CUDA_PYTHON_FIX
         ) from error
 
     def called(result: tuple[Any, ...]) -> Any:

@@ -177,12 +177,12 @@ def plan_build(
     manifest = Manifest.read(bundle)
     if manifest.dialect not in FIRST_VERSION:
         raise _unreadable(bundle, manifest, "TensorRT", "native")
-    sizes = engine_sizes(manifest, max_prompt, max_cache)
+    max_decode = 1 if target == TENSORRT else rtx.MAX_DECODE
+    sizes = engine_sizes(manifest, max_prompt, max_cache, max_decode)
     gpu, device = _device(target)
     key: EngineKey | HimixError
     if isinstance(device, EngineDevice):
-        if gpu is not None:
-            _check_device(bundle, manifest, device)
+        _check_device(bundle, manifest, device)
         key = engine_key(
             manifest, device, sizes, version_compatible=version_compatible, stripped=strip_weights
         )
@@ -217,18 +217,27 @@ def _device(target: str) -> tuple[Gpu | None, EngineDevice | HimixError]:
 
 
 def _check_device(bundle: Path, manifest: Manifest, device: EngineDevice) -> None:
-    """Whether this TensorRT on this GPU can read such graphs."""
+    """Whether this library on this GPU can read such graphs."""
     first = FIRST_VERSION[manifest.dialect]
-    if version_numbers(device.version) < first:
+    if device.library == "tensorrt" and version_numbers(device.version) < first:
         other = "portable" if manifest.dialect == "native" else None
         raise _unreadable(bundle, manifest, f"TensorRT {device.version}", other)
-    if manifest.dtype == "bfloat16" and version_numbers(device.compute_capability) < [8, 0]:
-        raise EngineError(
-            f"{device.gpu} has no bfloat16",
-            expected="a GPU of compute capability 8.0 or later",
-            found=device.compute_capability,
-            fix=f"export the bundle again: {HOW_TO_EXPORT[manifest.dialect]} --dtype float16",
-        )
+    export = HOW_TO_EXPORT[manifest.dialect]
+    has = version_numbers(device.compute_capability)
+    if manifest.dtype == "bfloat16" and has < [8, 0]:
+        raise _too_old(device, "bfloat16", "8.0", f"{export} --dtype float16")
+    stored = manifest.quantization
+    if stored and "fp8" in (stored.vision, stored.decoder) and has < [8, 9]:
+        raise _too_old(device, "fp8", "8.9", f"{export}, and quantize it to int8 or int4")
+
+
+def _too_old(device: EngineDevice, kind: str, first: str, how: str) -> EngineError:
+    return EngineError(
+        f"{device.gpu or 'this GPU'} has no {kind}",
+        expected=f"a GPU of compute capability {first} or later",
+        found=device.compute_capability,
+        fix=f"export the bundle again: {how}",
+    )
 
 
 def _unreadable(bundle: Path, manifest: Manifest, library: str, other: str | None) -> EngineError:

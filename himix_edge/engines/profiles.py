@@ -49,14 +49,19 @@ class Sizes:
     Attributes:
         max_prompt: tokens of one step; a longer prompt goes in by parts.
         max_cache: slots of the cache, the image's and the text's.
+        max_decode: tokens that a step of the decode profile may have; it is best for one.
     """
 
     max_prompt: int
     max_cache: int
+    max_decode: int = 1
 
 
 def engine_sizes(
-    manifest: Manifest, max_prompt: int | None = None, max_cache: int | None = None
+    manifest: Manifest,
+    max_prompt: int | None = None,
+    max_cache: int | None = None,
+    max_decode: int = 1,
 ) -> Sizes:
     """What a build is to allow for; None is what suits the bundle.
 
@@ -89,7 +94,7 @@ def engine_sizes(
             expected=f"1 to {slots - image} tokens, what the cache holds beside the image",
             found=str(prompt),
         )
-    return Sizes(prompt, slots)
+    return Sizes(prompt, slots, max_decode)
 
 
 def vision_profile(manifest: Manifest) -> Profile:
@@ -102,13 +107,13 @@ def vision_profile(manifest: Manifest) -> Profile:
 
 
 def decoder_profiles(manifest: Manifest, sizes: Sizes) -> tuple[Profile, Profile]:
-    """Prefill, 1 to `max_prompt` tokens, and decode, exactly one."""
+    """Prefill, 1 to `max_prompt` tokens, and decode, one."""
     image, longest = manifest.config.vision.num_image_tokens, sizes.max_cache - 1
     prompt = min(TYPICAL_PROMPT, sizes.max_prompt)
     answering = min(image + 2 * TYPICAL_PROMPT, longest)
     return (
         _decoder_profile(manifest, "prefill", (1, prompt, sizes.max_prompt), (1, image, longest)),
-        _decoder_profile(manifest, "decode", (1, 1, 1), (1, answering, longest)),
+        _decoder_profile(manifest, "decode", (1, 1, sizes.max_decode), (1, answering, longest)),
     )
 
 

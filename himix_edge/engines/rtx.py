@@ -26,6 +26,8 @@ from himix_edge.engines.rtx_worker import Job, Report
 from himix_edge.errors import ConfigError, DependencyError, EngineError, OutputError, closest
 from himix_edge.files import whole_file
 
+# Of a decode step: pinned to exactly one token, it would keep the weights a second time.
+MAX_DECODE = 2
 SMS = ("sm86", "sm89", "sm120", "sm121")  # RTX 30, RTX 40, RTX 50, GB10
 ENGINE_SUFFIX = ".engine"
 

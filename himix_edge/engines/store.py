@@ -20,13 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Dtype, FileRecord, Manifest
+from himix_edge.contract import (
+    DECODER_GRAPH,
+    ENGINES,
+    VISION_GRAPH,
+    Dtype,
+    FileRecord,
+    Manifest,
+)
 from himix_edge.engines.profiles import Sizes, all_profiles, digest
 from himix_edge.errors import ConfigError, EngineError
 from himix_edge.files import sha256_of, whole_folder
 from himix_edge.plain import dataclass_from_dict
 
-ENGINES = "engines"
 RECORD = "engine.json"
 
 Library = Literal["tensorrt", "tensorrt-rtx"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from himix_edge.engines.gpu import CUDA_PYTHON, CUDA_PYTHON_FIX
 from himix_edge.errors import DependencyError, EngineError
 
 
@@ -31,9 +32,7 @@ class Cuda:
             from cuda.bindings import runtime
         except ImportError as error:
             raise DependencyError(
-                "cuda-python is missing",
-                expected="12.6.1 or later, of the major version of this device's CUDA",
-                fix="pip install 'cuda-python>=12.6.1,<13' on JetPack 6, 'cuda-python>=13' on 7",
+                "cuda-python is missing", expected=CUDA_PYTHON, fix=CUDA_PYTHON_FIX
             ) from error
         self.runtime: Any = runtime
         if self.call("cudaGetDeviceCount") < 1:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from himix_edge.contract import Manifest
+from himix_edge.contract import ENGINES, Manifest
 from himix_edge.engines import rtx
 from himix_edge.engines.gpu import gpu_here
-from himix_edge.engines.store import ENGINES, EngineDevice, Engines, find_engines
+from himix_edge.engines.store import EngineDevice, Engines, find_engines
 from himix_edge.errors import BundleError, ConfigError, DependencyError, EngineError, closest
 from himix_edge.runtimes.base import Engine
 from himix_edge.runtimes.ort import OrtEngine

@@ -88,6 +88,47 @@ def test_for_a_gpu_that_is_not_here(bundle: Path, monkeypatch: pytest.MonkeyPatc
         assert "trtexec" not in plan.text()
 
 
+def test_for_rtx_a_decode_step_may_have_two_tokens(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned to one, its builder keeps the weights twice."""
+    monkeypatch.setattr(rtx, "version", lambda: "1.7.1")
+    _, decode = plan_build(bundle, "rtx-sm89").graphs[1].profiles
+    assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("vision", "decoder", "target", "refused"),
+    [
+        (None, "fp8", "rtx-sm86", True),
+        ("fp8", None, "rtx-sm86", True),
+        (None, "fp8", "rtx-sm89", False),
+        (None, "int4", "rtx-sm86", False),
+    ],
+)
+def test_fp8_on_a_gpu_without(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vision: str | None,
+    decoder: str | None,
+    target: str,
+    refused: bool,
+) -> None:
+    monkeypatch.setattr(rtx, "version", lambda: "1.7.1")
+    quantized = Quantization(vision, decoder, None, "rtn", {})
+    bundle = make_bundle(tmp_path / "fp8", quantization=quantized)
+    if not refused:
+        assert plan_build(bundle, target).ready_key().device.target == target
+        return
+    with pytest.raises(EngineError) as error:
+        plan_build(bundle, target)
+    assert str(error.value) == (
+        "this GPU has no fp8: expected a GPU of compute capability 8.9 or later, found 8.6. To "
+        "mend it: export the bundle again: himix-edge export --target tensorrt, and quantize it "
+        "to int8 or int4"
+    )
+
+
 @pytest.mark.parametrize("option", ["version_compatible", "strip_weights"])
 def test_options_that_a_target_lacks(bundle: Path, option: str) -> None:
     with pytest.raises(ConfigError, match="rtx-sm89 has no --version-compatible"):
@@ -214,7 +255,7 @@ def test_json(bundle: Path, himix: Any) -> None:
     body = json.loads(done.out)
     assert done.code == 0
     assert body["key"] == dataclasses.asdict(plan_build(bundle, max_prompt=9).ready_key())
-    assert body["sizes"] == {"max_prompt": 9, "max_cache": 64}
+    assert body["sizes"] == {"max_prompt": 9, "max_cache": 64, "max_decode": 1}
     assert body["graphs"][1]["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [1, 9], [1, 9]]
     assert body["trtexec"] == plan_build(bundle, max_prompt=9).trtexec()
     assert not (bundle / "engines").exists()

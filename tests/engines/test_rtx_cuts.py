@@ -28,7 +28,7 @@ import pytest
 
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Manifest
 from himix_edge.engines.profiles import Profile, decoder_profiles, engine_sizes, vision_profile
-from himix_edge.engines.rtx import SMS, engine_from_onnx
+from himix_edge.engines.rtx import MAX_DECODE, SMS, engine_from_onnx
 from himix_edge.export.onnx import vision_onnx_from_weights, write_graph
 from himix_edge.presets import ENCODERS
 from tests.engines.cuts import (
@@ -116,7 +116,8 @@ def compiles(
 
 
 def decoder_compiles(graph: Path, sm: str, manifest: Manifest, folder: Path) -> None:
-    compiles(graph, sm, decoder_profiles(manifest, engine_sizes(manifest)), folder)
+    sizes = engine_sizes(manifest, max_decode=MAX_DECODE)
+    compiles(graph, sm, decoder_profiles(manifest, sizes), folder)
 
 
 def test_the_chosen_rows_cover_every_two_factors() -> None:

@@ -19,6 +19,8 @@ DEVICE_MODULES = sorted(
         "config.py",
         "errors.py",
         "files.py",
+        "doctor/*.py",
+        "engines/*.py",
         "runtimes/*.py",
         "shapes/*.py",
     )
