@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Phases:
         """A phase begins; `done` of the whole, 0..1, lies behind."""
         self._end()
         self._current = (phase, time.perf_counter())
+        _give_back_freed()
         _forget_peak()
         self._progress(phase, done)
 
@@ -62,6 +64,12 @@ class Phases:
             phase, start = self._current
             self.costs.append(PhaseCost(phase, time.perf_counter() - start, _peak_bytes()))
             self._current = None
+
+
+def _give_back_freed() -> None:
+    """Lets the system have what was freed: glibc keeps most of a model that is gone."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _forget_peak() -> None:

@@ -48,3 +48,16 @@ def test_a_peak_is_each_phase_s_own() -> None:
 def test_a_total_adds_seconds_and_takes_the_highest_peak() -> None:
     costs = [PhaseCost("a", 1.5, 10), PhaseCost("b", 2.0, 30), PhaseCost("c", 0.5, 20)]
     assert total("all", costs) == PhaseCost("all", 4.0, 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells a process's memory")
+def test_what_was_freed_is_no_part_of_the_next_phase() -> None:
+    phases = Phases(None)
+    phases.begin("many small pieces", 0.0)
+    pieces = [np.ones(10_000) for _ in range(2_500)]  # 200 MB, of which glibc would keep most
+    last = np.ones(10_000)  # at the heap's end, so that it can't just be cut off
+    del pieces
+    phases.begin("nothing", 0.5)
+    first, second = phases.finish()
+    assert first.peak_bytes - second.peak_bytes > 150e6
+    assert last.sum() == 10_000
