@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx, "hollow_model", poisoned)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collect_garbage_seldom() -> None:
+    """Tracing makes millions of objects, and each collection would look through all of torch's."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,9 @@ def test_the_bundle_and_torch_choose_the_same_tokens(demo_bundle: Path) -> None:
     torch = evaluation.opened(bundles.DEMO_CHECKPOINT)
     for number in range(SCENES_COMPARED):
         questions = held_out_scene(number)[1]
-        for question in (questions[0], questions[1 + number % (len(questions) - 1)]):
-            expected = greedy_tokens(torch, number, question)
-            assert greedy_tokens(bundle, number, question) == expected, (number, question.text)
+        question = questions[number % len(questions)]
+        expected = greedy_tokens(torch, number, question)
+        assert greedy_tokens(bundle, number, question) == expected, (number, question.text)
 
 
 @pytest.mark.slow

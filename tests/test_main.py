@@ -84,18 +84,10 @@ def test_the_oldest_versions_answer_alike(
 
 def device_install(folder: Path, python: str, *requirements: str) -> Path:
     """The folder of programs of a fresh environment with what a device installs."""
-    subprocess.run([python, "-m", "venv", folder / "device"], check=True)
+    subprocess.run([python, "-m", "venv", "--without-pip", folder / "device"], check=True)
     programs = folder / "device" / "bin"
-    install = run(
-        programs / "python",
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-compile",
-        *requirements,
-        f"{ROOT}[cpu]",
-    )
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python")]
+    install = run(*pip, "install", "-q", "--no-compile", *requirements, f"{ROOT}[cpu]")
     if install.returncode:
         pytest.skip(f"pip could not install: {install.stderr.strip().splitlines()[-1:]}")
     return programs
