@@ -219,7 +219,7 @@ def _device(target: str) -> tuple[Gpu | None, EngineDevice | HimixError]:
 def _check_device(bundle: Path, manifest: Manifest, device: EngineDevice) -> None:
     """Whether this library on this GPU can read such graphs."""
     first = FIRST_VERSION[manifest.dialect]
-    if device.library == "tensorrt" and version_numbers(device.version) < first:
+    if device.kind == "tensorrt" and version_numbers(device.version) < first:
         other = "portable" if manifest.dialect == "native" else None
         raise _unreadable(bundle, manifest, f"TensorRT {device.version}", other)
     export = HOW_TO_EXPORT[manifest.dialect]

@@ -46,12 +46,13 @@ class EngineDevice:
     """What an engine is tied to, whatever the model.
 
     Attributes:
+        kind: whose engines it runs.
         version: the library's, in full: "10.16.1.11".
         gpu: its name; "" where an engine fits all of a compute capability.
         compute_capability: "8.7".
     """
 
-    library: Library
+    kind: Library
     version: str
     gpu: str
     compute_capability: str
@@ -65,13 +66,13 @@ class EngineDevice:
     @property
     def target(self) -> str:
         """What `himix-edge build --target` calls it."""
-        if self.library == "tensorrt":
+        if self.kind == "tensorrt":
             return "trt"
         return f"rtx-sm{self.compute_capability.replace('.', '')}"
 
     def __str__(self) -> str:
         where = f"{self.gpu} (sm {self.compute_capability})" if self.gpu else None
-        library = f"{LIBRARY_NAMES[self.library]} {self.version}"
+        library = f"{LIBRARY_NAMES[self.kind]} {self.version}"
         return f"{library} on {where or f'any GPU of sm {self.compute_capability}'}"
 
 
@@ -126,12 +127,12 @@ class Engines:
     @property
     def vision(self) -> Path:
         """The vision engine's file."""
-        return self.folder / engine_name(VISION_GRAPH, self.key.device.library)
+        return self.folder / engine_name(VISION_GRAPH, self.key.device.kind)
 
     @property
     def decoder(self) -> Path:
         """The decoder engine's file."""
-        return self.folder / engine_name(DECODER_GRAPH, self.key.device.library)
+        return self.folder / engine_name(DECODER_GRAPH, self.key.device.kind)
 
 
 @dataclass(frozen=True)
