@@ -254,6 +254,11 @@ def test_export_refuses_before_it_works(  # type: ignore[no-untyped-def]
     [
         (["--dtype", "float61"], ["no dtype is named 'float61'", "'float16'"]),
         (["--dtype", "fp4"], ["no dtype is named 'fp4'"]),
+        (["--target", "jetpack-7"], ["no target is named 'jetpack-7'", "'jetpack-7.2'"]),
+        (["--dialect", "natve"], ["no dialect is named 'natve'", "'native'"]),
+        (["--max-text", "64"], ["max_text means nothing in the portable", "--dialect native"]),
+        (["--target", "rtx", "--max-text", "0"], ["max_text is out of range", "found 0"]),
+        (["--calibration", "nowhere"], ["nowhere", "too few pictures"]),
         (["--encoder", "tinyclip-93m"], ["no encoder is named", "'tinyclip-39m'"]),
         (["--encoder", "tinyclip-39m", "--decoder", "qwen2-5b"], ["no decoder", "'qwen2-0.5b'"]),
         (["--decoder", "qwen2-0.5b"], ["the encoder is missing", "--encoder"]),
@@ -274,6 +279,28 @@ def test_export_options_that_name_nothing(  # type: ignore[no-untyped-def]
     output = tmp_path / "bundle"
     refused(himix("export", *options, "-o", output), saying=saying)
     assert not output.exists()
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_export_for_a_target(himix, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    output = tmp_path / "bundle"
+    options = ("--target", "tensorrt", "--dtype", "float32", "--max-text", 60)
+    done = himix("export", "--checkpoint", tiny_folder, *options, "-o", output, "--json")
+    assert done.code == 0, done.err
+    manifest = json.loads(done.out)["manifest"]
+    assert (manifest["dialect"], manifest["dtype"]) == ("native", "float32")
+    assert manifest["cache_slots"] == 4 + 60
+    assert "native, float32, a cache of 64 slots" in himix("info", output).out
+
+
+def test_run_on_a_device_that_is_not_there(  # type: ignore[no-untyped-def]
+    himix, tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    asked = ("run", picture, "what", "--bundle", tiny_bundle, "--device")
+    refused(himix(*asked, "cuad"), saying=["no device is named 'cuad'", "'cuda'"])
+    refused(himix(*asked, "cuda"), saying=["CUDAExecutionProvider", "onnxruntime-gpu"])
+    refused(himix(*asked, "tensorrt"), saying=["TensorRT is missing", "apt install"])
 
 
 def test_ctrl_c_in_export_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
