@@ -1,6 +1,7 @@
 # make demo    set up, export the demo model, draw a scene, describe it
 # make test    set up, then everything that must pass: lint, format, types, all tests
 # make check   the same without the slow tests, for while you work
+# make engines compile every cut of every pair with TensorRT for RTX; `make test` does some
 # make clean   remove all that make made
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ DEMO := build/demo
 # A process for each core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check clean lint
+.PHONY: demo test check engines clean lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -27,6 +28,9 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not slow"
+
+engines: $(READY)
+	HIMIX_EDGE_ALL_CUTS=1 $(PYTEST) tests/engines/test_rtx_cuts.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

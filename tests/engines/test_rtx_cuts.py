@@ -10,9 +10,8 @@ graphs. What is compiled, each with the profiles that `himix-edge build` gives i
 
 Architectures and types of weights go round by two orthogonal Latin squares, so that every encoder
 and every decoder meets each of both, and each architecture each type. Left out of this are the
-pairs' other combinations; the decoder's graph is the same for every encoder. All of them:
-
-    HIMIX_EDGE_ALL_CUTS=1 pytest tests/engines/test_rtx_cuts.py
+pairs' other combinations; the decoder's graph is the same for every encoder. `make engines`
+compiles them all, some 340 engines in four minutes.
 """
 
 from __future__ import annotations
