@@ -135,10 +135,13 @@ def open_session(provider: Provider, path: Path, options: Any) -> Any:
         # Its "fallback" would open the graph on the CPU where the provider fails.
         session = ort.InferenceSession(str(path), options, providers=listed, enable_fallback=0)
     except Exception as error:  # its own exceptions share no other base
+        fix = "copy the bundle again, or export it again with: himix-edge export"
+        if "opset" in str(error).lower():  # the graph is of a later ONNX than it knows
+            fix = "pip install --upgrade onnxruntime, or export it again with: --dialect portable"
         raise BundleError(
             f"ONNX Runtime cannot open {path}",
             found=next(iter(str(error).splitlines()), type(error).__name__),
-            fix="copy the bundle again, or export it again with: himix-edge export",
+            fix=fix,
         ) from error
     if provider.name not in (running := session.get_providers()):
         raise DependencyError(

@@ -231,6 +231,17 @@ def test_a_file_that_is_no_graph(bundle: TinyBundle, tmp_path: Path, name: str) 
     assert "\n" not in str(error.value)
 
 
+def test_a_graph_of_an_opset_that_onnxruntime_does_not_know_yet(
+    bundle: TinyBundle, tmp_path: Path
+) -> None:
+    folder = copied(bundle, tmp_path)
+    graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False)
+    graph.opset_import[0].version = 99
+    (folder / DECODER_GRAPH).write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError, match=r"[Oo]pset 99 .*pip install --upgrade onnxruntime, or"):
+        OrtEngine(folder, Manifest.read(folder))
+
+
 def test_graphs_of_other_names_and_shapes(bundle: TinyBundle, tmp_path: Path) -> None:
     folder = copied(bundle, tmp_path)
     shutil.copy(folder / VISION_GRAPH, folder / DECODER_GRAPH)
