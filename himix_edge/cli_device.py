@@ -91,11 +91,13 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Compute whether a pair fits a device, and the least time it takes, by dimensions alone."""
+    from himix_edge.analysis.memory import setting_for
     from himix_edge.analysis.plan import plan_report, plan_text
     from himix_edge.analysis.report import pair_config
 
+    setting = setting_for(on, target, dtype, vision, weights, text, max_text)
     config, name = pair_config(encoder, decoder), f"{encoder} + {decoder}"
-    result = plan_report(on, config, name, target, dtype, vision, weights, text, max_text)
+    result = plan_report(on, config, name, setting)
     print(json.dumps(result, indent=2) if as_json else plan_text(result))
 
 

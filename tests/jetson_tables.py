@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from himix_edge.analysis.devices import DEVICES
+from himix_edge.analysis.memory import setting_for
 from himix_edge.analysis.plan import plan_report
 from himix_edge.presets import DECODERS, preset_config
 
@@ -24,7 +25,7 @@ BYTES = ("weights", "cache", "activations", "run", "build")
 
 def himix(board: str, encoder: str, decoder: str, target: str) -> dict[str, Any]:
     """The plan of a pair on a board, HiMix's half of it."""
-    report = plan_report(board, preset_config(encoder, decoder), "", target)
+    report = plan_report(board, preset_config(encoder, decoder), "", setting_for(board, target))
     found: dict[str, Any] = report["designs"]["himix"]
     return found
 
@@ -47,7 +48,7 @@ def time_table() -> Iterator[str]:
     for decoder in SHOWN:
         cells = []
         for board in BOARDS:
-            report = plan_report(board, preset_config(ENCODERS[0], decoder), "")
+            report = plan_report(board, preset_config(ENCODERS[0], decoder), "", setting_for(board))
             vanilla, ours = report["designs"]["vanilla"], report["designs"]["himix"]
             first = (1e3 * design["first_token_seconds"] for design in (vanilla, ours))
             token = 1e3 * ours["second_token"]["seconds"]

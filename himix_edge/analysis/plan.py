@@ -7,7 +7,7 @@ from typing import Any
 
 from himix_edge.analysis.devices import GIB, Device, device
 from himix_edge.analysis.floors import Phase, first_token, next_token
-from himix_edge.analysis.memory import Setting, build_bytes, memory, setting_for
+from himix_edge.analysis.memory import Setting, build_bytes, memory
 from himix_edge.config import Design, HiMixConfig
 from himix_edge.errors import ConfigError
 
@@ -19,35 +19,25 @@ MEANING = (
 )
 
 
-def plan_report(
-    on: str,
-    config: HiMixConfig,
-    name: str,
-    target_name: str | None = None,
-    dtype: str | None = None,
-    vision: str | None = None,
-    weights: str | None = None,
-    text_tokens: int = 64,
-    max_text: int = 1024,
-) -> dict[str, Any]:
+def plan_report(on: str, config: HiMixConfig, name: str, setting: Setting) -> dict[str, Any]:
     """Memory and floors of both designs, as plain data for JSON.
 
     Args:
         on: a name of `DEVICES`.
         config: the pair's; its design does not matter.
         name: the pair's, for people.
+        setting: see `setting_for`.
 
     Raises:
-        ConfigError: an unknown name, or what the device or the decoder can't hold by design.
+        ConfigError: an unknown device, or more text than the decoder can hold.
     """
-    setting = setting_for(on, target_name, dtype, vision, weights, text_tokens, max_text)
     designs = {design: dataclasses.replace(config, design=design) for design in DESIGNS}
     longest = min(model.max_text_tokens for model in designs.values())
-    if max_text > longest:
+    if setting.max_text > longest:
         raise ConfigError(
             "the text is longer than the decoder has positions for",
             expected=f"at most {longest} tokens beside the image",
-            found=str(max_text),
+            found=str(setting.max_text),
         )
     return {
         "model": name,

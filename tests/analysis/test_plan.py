@@ -36,7 +36,7 @@ def config(decoder: str = "qwen2-0.5b", design: Any = "himix") -> Any:
 
 
 def report(on: str, **changes: Any) -> dict[str, Any]:
-    return plan_report(on, config(), "a pair", **changes)
+    return plan_report(on, config(), "a pair", setting_for(on, **changes))
 
 
 def step_products(tokens: int, slots: int) -> int:
@@ -191,11 +191,17 @@ def test_a_floor_is_never_above_what_more_of_a_device_allows() -> None:
 
 
 def test_what_fits() -> None:
-    small = plan_report("orin-nano-8gb", config("llama-3.2-3b"), "a pair")["designs"]["himix"]
+    small = plan_report(
+        "orin-nano-8gb", config("llama-3.2-3b"), "a pair", setting_for("orin-nano-8gb")
+    )["designs"]["himix"]
     assert (small["fits"], small["build_fits"]) == (False, False)
-    middle = plan_report("orin-nano-8gb", config("llama-3.2-1b"), "a pair")["designs"]["himix"]
+    middle = plan_report(
+        "orin-nano-8gb", config("llama-3.2-1b"), "a pair", setting_for("orin-nano-8gb")
+    )["designs"]["himix"]
     assert (middle["fits"], middle["build_fits"]) == (True, False)
-    large = plan_report("thor-t5000", config("vicuna-7b"), "a pair")["designs"]["himix"]
+    large = plan_report("thor-t5000", config("vicuna-7b"), "a pair", setting_for("thor-t5000"))[
+        "designs"
+    ]["himix"]
     assert (large["fits"], large["build_fits"]) == (True, True)
     # A card's memory holds less of a build than a board's, which holds the host's part too.
     card = report("rtx-4060")["designs"]["himix"]["bytes"]
@@ -215,7 +221,9 @@ def test_the_text_shows_both_designs() -> None:
     assert "build" not in on_cpu
     assert "CUDA" not in on_cpu
     assert "Not verified: 4 Cortex-A76" in on_cpu
-    refused = plan_text(plan_report("orin-nano-8gb", config("vicuna-7b"), "a pair"))
+    refused = plan_text(
+        plan_report("orin-nano-8gb", config("vicuna-7b"), "a pair", setting_for("orin-nano-8gb"))
+    )
     [line] = [line for line in refused.splitlines() if "so does the build" in line]
     assert line.split()[-2:] == ["NO", "NO"]
 
@@ -293,7 +301,9 @@ def test_every_pair_of_presets_can_be_planned() -> None:
     for encoder in ENCODERS:
         for decoder in DECODERS:
             pair = preset_config(encoder, decoder)
-            found = plan_report("orin-nx-8gb", pair, "a pair")["designs"]
+            found = plan_report("orin-nx-8gb", pair, "a pair", setting_for("orin-nx-8gb"))[
+                "designs"
+            ]
             himix, vanilla = (found[design]["first_token_seconds"] for design in DESIGNS[::-1])
             assert himix > 0
             assert himix < vanilla or encoder != "siglip-so400m-384"
