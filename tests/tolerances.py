@@ -26,3 +26,4 @@ LARGEST_MAGNITUDES = 2e-5  # what was seen within a model against its formulas i
 DEQUANTIZED_GRAPH = (
     5e-3  # a float16 graph over codes against the same over weights, over the largest
 )
+INT8_KV_COSINE = 0.998  # keys and values over int8 weights, a tiny encoder of random ones

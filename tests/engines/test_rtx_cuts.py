@@ -11,7 +11,7 @@ graphs. What is compiled, each with the profiles that `himix-edge build` gives i
 Architectures and types of weights go round by two orthogonal Latin squares, so that every encoder
 and every decoder meets each of both, and each architecture each type. Left out of this are the
 pairs' other combinations; the decoder's graph is the same for every encoder. `make engines`
-compiles them all, some 340 engines in four minutes.
+compiles them all, 344 engines in four minutes.
 """
 
 from __future__ import annotations

@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx_ir
 import pytest
 from PIL import Image
 
 from himix_edge.contract import MODEL_CARD, VISION_GRAPH, Manifest
 from himix_edge.errors import ConfigError, ExportError
 from himix_edge.export.bundle import export_bundle
+from himix_edge.export.expected import trial_images
+from himix_edge.export.sessions import VisionSession
+from himix_edge.export.verify import Closeness
+from himix_edge.export.weight_only import WeightOnly, quantize_weights
 from himix_edge.models.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from himix_edge.models.himix import HiMix
 from tests.export.test_wide import blocks, massive_channel
 from tests.tiny import tiny_checkpoint, tiny_config
+from tests.tolerances import INT8_KV_COSINE
 
 
 def checkpoint_of(folder: Path, model: HiMix, sound: Checkpoint) -> Checkpoint:
@@ -69,6 +75,21 @@ def test_what_overflows_is_wide_in_the_bundle_and_named_in_it(
     graph = onnx.load(tmp_path / "bundle" / VISION_GRAPH, load_external_data=False).graph
     operators = [node.op_type for node in graph.node]
     assert (operators.count("Attention"), operators.count("Softmax")) == (1, 1)
+
+    # Quantized, each weight's scales are of the weight's own type.
+    small = tmp_path / VISION_GRAPH
+    quantize_weights(tmp_path / "bundle" / VISION_GRAPH, small, WeightOnly("int8"))
+    pixels = trial_images(checkpoint.config.preprocess)[0]
+    found = VisionSession(small, checkpoint.config).encode(pixels)
+    exact = VisionSession(tmp_path / "bundle" / VISION_GRAPH, checkpoint.config).encode(pixels)
+    for part, expected in zip(found, exact, strict=True):
+        assert Closeness.of(part, expected).cosine > INT8_KV_COSINE
+    scales = {
+        value.dtype
+        for name, value in onnx_ir.load(small).graph.initializers.items()
+        if name.endswith(".scales")
+    }
+    assert scales == {onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16}
 
 
 def test_a_cache_that_float16_cannot_hold_leaves_nothing(sound: Checkpoint, tmp_path: Path) -> None:
