@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+_SLICE_SECONDS = 0.1
 T = TypeVar("T")
 Report = Callable[[str, float, str], None]  # a phase, how much of it is done 0..1, what goes on
 
@@ -108,14 +109,19 @@ def run_cancellable(work: Callable[[], T], cancel: Callable[[], None]) -> T:
         finally:
             ended.set()
 
+    def wait() -> None:
+        # In slices: a signal that comes just before a wait begins is heard only when it ends.
+        while not ended.wait(_SLICE_SECONDS):
+            pass
+
     thread = threading.Thread(target=run, name="engine build", daemon=True)
     try:
         thread.start()
-        ended.wait()
+        wait()
     except KeyboardInterrupt:
         cancel()
         if thread.is_alive():
-            ended.wait()
+            wait()
         raise
     if errors:
         raise errors[0]

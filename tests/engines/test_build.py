@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from himix_edge.engines import memory, rtx
 from himix_edge.engines.build import build_engines
 from himix_edge.engines.plan import plan_build
 from himix_edge.engines.profiles import Profile
+from himix_edge.engines.progress import BuildProgress
 from himix_edge.engines.store import EngineDevice, find_engines, timing_cache_path
 from himix_edge.engines.trt import refit_engine
 from himix_edge.errors import BundleError, EngineError, OutputError
@@ -137,20 +138,40 @@ def test_cuda_that_does_not_work(bundle: Path, builder: Script) -> None:
         build_engines(plan_build(bundle))
 
 
-def _ctrl_c_at(step: int, builder: Script) -> Callable[[int], None]:
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a Ctrl-C has arrived where the build can see it."""
+    heard, cancel = threading.Event(), BuildProgress.cancel
+
+    def noted(self: BuildProgress) -> None:
+        cancel(self)
+        heard.set()
+
+    monkeypatch.setattr(BuildProgress, "cancel", noted)
+    return heard
+
+
+def _ctrl_c_at(step: int, builder: Script, heard: threading.Event) -> Callable[[int], None]:
     """Ctrl-C while the decoder is built, and time for it to arrive."""
 
     def at_step(now: int) -> None:
         if builder.steps == 3 + step == 3 + now:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            assert heard.wait(30)
 
     return at_step
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_ctrl_c(bundle: Path, orin: EngineDevice, builder: Script, himix: Any, step: int) -> None:
-    builder.at_step = _ctrl_c_at(step, builder)
+def test_ctrl_c(
+    bundle: Path,
+    orin: EngineDevice,
+    builder: Script,
+    himix: Any,
+    heard: threading.Event,
+    step: int,
+) -> None:
+    builder.at_step = _ctrl_c_at(step, builder, heard)
     done = himix("build", bundle)
     assert done.code == 130
     assert builder.steps == 3 + step  # that one, and no further
@@ -159,12 +180,12 @@ def test_ctrl_c(bundle: Path, orin: EngineDevice, builder: Script, himix: Any, s
 
 
 def test_ctrl_c_keeps_the_engines_that_were(
-    bundle: Path, orin: EngineDevice, builder: Script, himix: Any
+    bundle: Path, orin: EngineDevice, builder: Script, himix: Any, heard: threading.Event
 ) -> None:
     build_engines(plan_build(bundle))
     before = tree(bundle)
     builder.steps = 0
-    builder.at_step = _ctrl_c_at(1, builder)
+    builder.at_step = _ctrl_c_at(1, builder, heard)
     assert himix("build", bundle, "--max-prompt", 3).code == 130
     assert tree(bundle) == before
     assert find_engines(bundle, Manifest.read(bundle), orin).key.sizes.max_prompt == 60
