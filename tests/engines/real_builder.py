@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def main(graph: Path, target: Path, *options: str) -> None:
         told.append((phase, done, inner))
         if "interrupt" in options and len(told) == 10:
             os.kill(os.getpid(), signal.SIGINT)
+            while not progress.cancelled:  # time for it to arrive
+                time.sleep(0.001)
 
     progress = BuildProgress(report)
     error = None
