@@ -1,4 +1,4 @@
-"""The `himix-edge` command; with the device's packages alone, `run` and `doctor` still work."""
+"""The `himix-edge` command; with the device's packages alone, `run`, `bench` and `doctor` work."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ def _device_main(arguments: list[str]) -> int:
         from himix_edge.runtimes.__main__ import main as run
 
         return run(arguments[1:])
+    if arguments[:1] == ["bench"]:
+        from himix_edge.bench.__main__ import main as bench
+
+        return bench(arguments[1:])
     print(
-        "Error: of the commands only `run` and `doctor` work with a device's packages alone. "
-        "To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and export",
+        "Error: of the commands only `run`, `bench` and `doctor` work with a device's packages "
+        "alone. To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and "
+        "export",
         file=sys.stderr,
     )
     return 2

@@ -1,7 +1,7 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
-In `cli_lab.py`: models, trained, judged and reckoned.
+In `cli_lab.py`: models, trained, judged and reckoned. In `cli_bench.py`: bundles, timed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from himix_edge import __version__
+from himix_edge.cli_bench import bench_app
 from himix_edge.cli_device import device
 from himix_edge.cli_lab import Device, Json, Threads, lab
 from himix_edge.contract import FileRecord, Manifest
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(device)
 app.add_typer(lab)
+app.add_typer(bench_app)
 
 
 def main(arguments: list[str]) -> None:
@@ -117,7 +119,7 @@ def export(
         typer.Option(help="For cpu, jetpack-6.2, jetpack-7.2, tensorrt or rtx."),
     ] = "cpu",
     dialect: Annotated[
-        str | None, typer.Option(help="portable or native; by default the target's.")
+        str | None, typer.Option(help="portable, native or ort; by default the target's.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16; by default the target's.")
@@ -179,7 +181,15 @@ def quantize(
     ] = None,
     block_size: Annotated[
         int | None,
-        typer.Option(help="Weights to a scale: 32, 64 or 128, by default 32; TensorRT's 64, 128."),
+        typer.Option(help="Int4 weights to a scale: 32, 64 or 128, which is the CPU's default."),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="The decoder's head and embedding on a CPU: int8, or int4 for speed."),
+    ] = None,
+    prefill: Annotated[
+        str | None,
+        typer.Option(help="int8: a second copy of an int4 decoder, faster with prompts; memory."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="rtn, to the nearest; or gptq, by what inputs need: slower, closer.")
@@ -199,7 +209,7 @@ def quantize(
     from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
     from himix_edge.export.recipes import WeightChoice
 
-    choice = WeightChoice(vision, decoder, block_size, method)
+    choice = WeightChoice(vision, decoder, block_size, method, head, prefill)
     with progress.phases(f"Quantizing {bundle}") as report:
         manifest = quantize_bundle(
             bundle,

@@ -18,6 +18,11 @@ In the native dialect the cache has a fixed size of S slots, and both graphs wri
 A past and its present may be one buffer there; that is what makes a step write M slots and no more.
 Slots beyond the last token are not looked at, but must hold finite numbers: zero a new buffer.
 
+In the ort dialect vision.onnx is as above, and decoder.onnx as in the native dialect, but that S is
+for whoever runs it to choose, buffer by buffer, that B is 1, and that a new buffer may hold
+anything. Beside a decoder.onnx that is fast with one token there may be a prefill.onnx that is fast
+with many: the same inputs and outputs, over the same buffers.
+
 A HiMix decoder is a stock causal decoder whose first N cache slots were written by the vision side;
 the text token in slot N + t stands at rotary position `text_offset + t`. The names are those of
 ONNX Runtime GenAI. What vision calls present, the decoder's first step calls past.
@@ -46,6 +51,7 @@ LOGITS = "logits"
 MANIFEST = "manifest.json"
 VISION_GRAPH = "vision.onnx"
 DECODER_GRAPH = "decoder.onnx"
+PREFILL_GRAPH = "prefill.onnx"  # see above; few bundles have one
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor.json"
@@ -54,7 +60,7 @@ ENGINES = "engines"  # a folder of what was built of the graphs; the manifest kn
 
 SCHEMA_VERSION = 3
 # Operators that every runtime has; ONNX's own attention over a cache of fixed size, for TensorRT
-# from 10.15 on and TensorRT for RTX; or operators of ONNX Runtime's own.
+# from 10.15 on and TensorRT for RTX; or ONNX Runtime's own, over a cache of any size.
 Dialect = Literal["portable", "native", "ort"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -108,6 +114,8 @@ class Quantization:
 
     Attributes:
         vision, decoder: "int8", "int4" or "fp8"; None is as exported.
+        head: of the decoder's head and embedding, where they differ from its layers.
+        prefill: of the decoder's second copy for prompts; None where there is none.
         block_size: how many weights share a scale; None is all of an output.
         method: how the decoder's weights were rounded.
         cost: against the bundle it was made from: figures by name.
@@ -118,11 +126,15 @@ class Quantization:
     block_size: int | None
     method: str | None
     cost: dict[str, Any]
+    head: str | None = None
+    prefill: str | None = None
 
     def __str__(self) -> str:
         vision, decoder = self.vision or "as exported", self.decoder or "as exported"
         blocks = f"blocks of {self.block_size}" if self.block_size else None
-        how = ", ".join(filter(None, (self.method, blocks)))
+        head = f"head {self.head}" if self.head else None
+        prefill = f"prompts {self.prefill}" if self.prefill else None
+        how = ", ".join(filter(None, (self.method, blocks, head, prefill)))
         return f"vision {vision}, decoder {decoder}{f' ({how})' if how else ''}"
 
 
@@ -140,7 +152,8 @@ class Manifest:
         tools: the versions of the packages that made it.
         parity: how close the graphs came to the model: figures by name.
         quantization: None where the weights are as exported.
-        cache_slots: S, how many slots a cache of fixed size has; None where the cache grows.
+        cache_slots: S, how many slots a cache of fixed size has; None where the cache grows, or S
+            is not the graphs' affair.
         ranges: of a bundle in float16: how large the values within the model get, and what of
             the vision graph is in float32 therefore.
     """

@@ -30,7 +30,7 @@ class Target:
         Raises:
             ConfigError: a name of none; it names the closest.
         """
-        dialects: dict[str, Dialect] = {"portable": "portable", "native": "native"}
+        dialects: dict[str, Dialect] = {name: name for name in get_args(Dialect)}
         dtypes: dict[str, Dtype] = {name: name for name in get_args(Dtype)}
         for kind, name, known in (("dialect", dialect, dialects), ("dtype", dtype, dtypes)):
             if name is not None and name not in known:
@@ -43,7 +43,7 @@ class Target:
 
 
 TARGETS = {
-    "cpu": Target("portable", "float32", "ONNX Runtime"),
+    "cpu": Target("ort", "float32", "ONNX Runtime"),
     "jetpack-6.2": Target("portable", "float16", "TensorRT 10.3"),
     "jetpack-7.2": Target("native", "float16", "TensorRT 10.16"),
     "tensorrt": Target("native", "float16", "TensorRT 10.15 or later"),

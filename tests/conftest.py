@@ -73,15 +73,33 @@ def half_bundle(
     return folder
 
 
-@pytest.fixture
-def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the graphs from the shared bundle instead of tracing them again."""
+def take_graphs(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Has an export take the portable graphs of a bundle instead of tracing them again."""
     for function, name in (
         ("vision_onnx_from_weights", VISION_GRAPH),
         ("decoder_onnx_from_weights", DECODER_GRAPH),
     ):
-        graph = tiny_bundle / name
-        monkeypatch.setattr(bundle, function, lambda *_, graph=graph: onnx_ir.load(graph))
+        graph = folder / name
+        patch.setattr(bundle, function, lambda *_, graph=graph: onnx_ir.load(graph))
+
+
+@pytest.fixture
+def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_graphs(monkeypatch, tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def ort_bundle(
+    tiny_checkpoint: checkpoints.Checkpoint,
+    tiny_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same model with operators of ONNX Runtime's own."""
+    folder = tmp_path_factory.mktemp("ort") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        take_graphs(patch, tiny_bundle)
+        export_bundle(tiny_checkpoint, folder, dialect="ort")
+    return folder
 
 
 class Done:

@@ -202,15 +202,16 @@ def test_export_makes_the_bundle_that_run_then_takes(  # type: ignore[no-untyped
 def test_export_of_a_pair_with_random_weights_says_what_torch_says(  # type: ignore[no-untyped-def]
     himix, picture: Path, tmp_path: Path
 ) -> None:
-    encoder, decoder, folder = tmp_path / "siglip", tmp_path / "qwen2", tmp_path / "bundle"
+    encoder, decoder, folder = tmp_path / "siglip", tmp_path / "llama3", tmp_path / "bundle"
     write_encoder(encoder, "SiglipVisionModel")
-    write_decoder(decoder, "qwen2-untied")
+    write_decoder(decoder, "llama3")
     pair = ("--encoder", encoder, "--decoder", decoder)
     done = himix("export", *pair, "--random-weights", "-o", folder, "--json")
     assert done.code == 0
     result = json.loads(done.out)
     assert result["bundle"] == str(folder)
-    assert result["manifest"]["name"] == "siglip-qwen2-random"
+    assert result["manifest"]["name"] == "siglip-llama3-random"
+    assert result["manifest"]["dialect"] == "ort"
     assert result["manifest"]["dtype"] == "float32"
     assert result["manifest"]["config"]["vision"]["model_type"] == "siglip"
     assert {cost["phase"] for cost in result["costs"]} >= {"vision weights", *CHECKS}
@@ -256,7 +257,7 @@ def test_export_refuses_before_it_works(  # type: ignore[no-untyped-def]
         (["--dtype", "fp4"], ["no dtype is named 'fp4'"]),
         (["--target", "jetpack-7"], ["no target is named 'jetpack-7'", "'jetpack-7.2'"]),
         (["--dialect", "natve"], ["no dialect is named 'natve'", "'native'"]),
-        (["--max-text", "64"], ["max_text means nothing in the portable", "--dialect native"]),
+        (["--max-text", "64"], ["max_text means nothing in the ort", "--dialect native"]),
         (["--target", "rtx", "--max-text", "0"], ["max_text is out of range", "found 0"]),
         (["--calibration", "nowhere"], ["nowhere", "too few pictures"]),
         (["--encoder", "tinyclip-93m"], ["no encoder is named", "'tinyclip-39m'"]),

@@ -9,7 +9,7 @@ from himix_edge.targets import TARGETS, target
 @pytest.mark.parametrize(
     ("name", "dialect", "dtype"),
     [
-        ("cpu", "portable", "float32"),
+        ("cpu", "ort", "float32"),
         ("jetpack-6.2", "portable", "float16"),  # TensorRT 10.3 has no TensorScatter
         ("jetpack-7.2", "native", "float16"),
         ("tensorrt", "native", "float16"),
@@ -29,7 +29,8 @@ def test_a_name_of_none_is_an_error_that_names_the_closest() -> None:
 def test_either_may_be_chosen_otherwise() -> None:
     cpu = target("cpu")
     assert cpu.updated(None, None) == cpu
-    assert cpu.updated("native", None).dialect == "native"
+    for dialect in ("portable", "native", "ort"):
+        assert cpu.updated(dialect, None).dialect == dialect
     assert cpu.updated(None, "bfloat16").dtype == "bfloat16"
     assert cpu.updated("native", "float16").engine == cpu.engine
 
@@ -38,7 +39,6 @@ def test_either_may_be_chosen_otherwise() -> None:
     ("dialect", "dtype", "message"),
     [
         ("natve", None, "no dialect is named 'natve'. To mend it: did you mean 'native'"),
-        ("ort", None, "no dialect is named 'ort'"),
         (None, "fp16", "no dtype is named 'fp16'. To mend it: did you mean 'float16'"),
     ],
 )

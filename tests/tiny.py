@@ -25,7 +25,7 @@ VOCAB_SIZE = 300
 
 def tiny_config(design: Design = "himix", **changes: Any) -> HiMixConfig:
     """2 layers, 4 image tokens, 2 heads to a key head; `changes` are fields of the decoder."""
-    decoder = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 8, 256, eos_token_ids=(0,))
+    decoder = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 16, 256, eos_token_ids=(0,))
     return HiMixConfig(
         VisionConfig(28, 14, 32, 64, 2, 4),
         dataclasses.replace(decoder, **changes),

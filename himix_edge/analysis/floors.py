@@ -4,6 +4,9 @@ Phase by phase max(operations / rate, bytes / bandwidth), as if every product ra
 peak, and every weight and every slot of the cache passed once between memory and chip while
 activations stayed there. Operations are the matrix products of `costs.py`, those with what the
 causal mask hides included. Real times are longer; by how much, only a measurement says.
+
+A device's rates are its maker's (`first_token`, `next_token`); for a bundle in hand, `himix-edge
+bench` measures them (`vision_floor`, `projection_floor`, `step_floor`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Literal
 from himix_edge.analysis import costs, sizes
 from himix_edge.analysis.devices import Arithmetic, Device
 from himix_edge.analysis.memory import (
+    DTYPE_BYTES,
     Setting,
     encoder_bytes,
     injection_bytes,
@@ -21,7 +25,7 @@ from himix_edge.analysis.memory import (
     table_bytes,
 )
 from himix_edge.config import DecoderConfig, HiMixConfig
-from himix_edge.contract import Dtype
+from himix_edge.contract import DECODER_GRAPH, PREFILL_GRAPH, VISION_GRAPH, Dtype, Manifest
 from himix_edge.errors import ConfigError, closest
 
 
@@ -132,3 +136,89 @@ def _rate(arithmetic: Dtype | Literal["int8"], on: Device) -> float:
     if kind not in on.rates:
         raise ConfigError(f"no rate of {on.title} is known in {kind}", fix=closest(kind, on.rates))
     return on.rates[kind]
+
+
+# A bundle on a machine whose rates were measured.
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of a bundle's weights, as its files hold them.
+
+    Attributes:
+        vision: the encoder's; of the vision graph, what is not the projections by their number.
+        projections: the rest of the vision graph.
+        step: of the decoder, what a step with one token reads: all but an embedding that is not
+            the head too.
+        prompt: likewise a step with many, which may have a graph of its own.
+        slot: keys and values of one token in all layers.
+    """
+
+    vision: int
+    projections: int
+    step: int
+    prompt: int
+    slot: int
+
+
+def stored_bytes(manifest: Manifest) -> Stored:
+    """What the files of a HiMix bundle hold."""
+    config, decoder = manifest.config, manifest.config.decoder
+    seeing, reading, prompts = (
+        _graph_bytes(manifest, graph) for graph in (VISION_GRAPH, DECODER_GRAPH, PREFILL_GRAPH)
+    )
+    unread = 0 if decoder.tie_word_embeddings else _embedding_bytes(manifest)
+    count = sizes.parameters(config)
+    projections = seeing * count.injection // (count.encoder + count.injection)
+    number = DTYPE_BYTES[manifest.dtype]
+    return Stored(
+        seeing - projections,
+        projections,
+        reading - unread,
+        (prompts or reading) - unread,
+        sizes.kv_cache_bytes(decoder, 1, number),
+    )
+
+
+def vision_floor(config: HiMixConfig, stored: Stored, rate: float, bandwidth: float) -> Phase:
+    """One image through the encoder."""
+    operations = costs.encoder(config.vision).total.matmul
+    return Phase("vision", operations, stored.vision, rate, bandwidth)
+
+
+def projection_floor(config: HiMixConfig, stored: Stored, rate: float, bandwidth: float) -> Phase:
+    """HiMix's projections, the keys and values they write included."""
+    images, width = config.vision.num_image_tokens, config.vision.hidden_size
+    operations = costs.image_kv(config.decoder, images, width).matmul
+    moved = stored.projections + images * stored.slot
+    return Phase("projection", operations, moved, rate, bandwidth)
+
+
+def step_floor(
+    config: DecoderConfig, stored: Stored, tokens: int, slots: int, rate: float, bandwidth: float
+) -> Phase:
+    """T tokens through the decoder, which see S slots, their own included; one token's logits.
+
+    Prefill and decode alike, after an image or as a vanilla model's.
+    """
+    layers = costs.attention(config, tokens, slots) + costs.ffn(config, tokens)
+    operations = (layers + costs.head(config, 1)).matmul
+    weights = stored.step if tokens == 1 else stored.prompt
+    return Phase("step", operations, weights + slots * stored.slot, rate, bandwidth)
+
+
+def _graph_bytes(manifest: Manifest, graph: str) -> int:
+    """A graph and the weights beside it."""
+    return sum(record.size for name, record in manifest.files.items() if name.startswith(graph))
+
+
+def _embedding_bytes(manifest: Manifest) -> int:
+    """A table of its own: as exported; or, of a quantized "ort" bundle, in the head's bits, with a
+    scale and a zero point to a block."""
+    decoder, how = manifest.config.decoder, manifest.quantization
+    numbers = decoder.vocab_size * decoder.hidden_size
+    block = how.block_size if how and how.decoder and manifest.dialect == "ort" else None
+    if how is None or block is None or decoder.hidden_size % block:
+        return numbers * DTYPE_BYTES[manifest.dtype]
+    bits = 4 if how.head == "int4" else 8
+    return (numbers * bits + numbers // block * (32 + bits)) // 8

@@ -52,7 +52,7 @@ from himix_edge.export.ranges import (
     ranges_from_model,
     wide_parts,
 )
-from himix_edge.export.rewrites import native_decoder, native_vision
+from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.files import refuse_foreign_folder, whole_folder
@@ -100,7 +100,7 @@ def export_bundle(
 
     Args:
         dtype: of the weights and of the cache.
-        dialect: "portable" or "native".
+        dialect: "portable", "native" or "ort".
         max_text: how many tokens of text the native dialect's cache has slots for; by default
             as many as the model has positions for, up to 1,024.
         calibration: a folder of pictures which tell, besides the scenes that we draw, how large the
@@ -118,6 +118,8 @@ def export_bundle(
     """
     own = picture_files(calibration) if calibration else []
     cache_slots = _cache_slots(checkpoint.config, dialect, max_text)
+    if dialect == "ort":
+        _require_ort_runs(checkpoint.config, dtype)
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
@@ -134,14 +136,12 @@ def export_bundle(
         wide = wide_parts(ranges) if ranges else NOTHING_WIDE
         phases.begin("vision graph", 0.2)
         graph = vision_onnx_from_weights(config, weights, dtype, wide)
-        if cache_slots:
-            native_vision(graph, config, cache_slots, wide)
+        rewrite_vision(graph, manifest, wide)
         phases.begin("vision weights", 0.3)
         write_graph(graph, folder / VISION_GRAPH, lambda part: phases.within(0.3 + 0.1 * part))
         phases.begin("decoder graph", 0.4)
         graph = decoder_onnx_from_weights(config, weights, dtype)
-        if cache_slots:
-            native_decoder(graph, config, cache_slots)
+        rewrite_decoder(graph, manifest)
         phases.begin("decoder weights", 0.65)
         write_graph(graph, folder / DECODER_GRAPH, lambda part: phases.within(0.65 + 0.15 * part))
         del graph
@@ -153,17 +153,11 @@ def export_bundle(
 
 
 def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) -> int | None:
-    """S = N + max_text, or None where the cache grows."""
-    if dialect == "ort":
-        raise ConfigError(
-            "no export is in the dialect 'ort'",
-            expected="portable or native",
-            fix="export portable, then: himix-edge quantize",
-        )
-    if dialect == "portable":
+    """S = N + max_text, or None where the cache has no size of its own."""
+    if dialect != "native":
         if max_text is not None:
             raise ConfigError(
-                "max_text means nothing in the portable dialect",
+                f"max_text means nothing in the {dialect} dialect",
                 expected="a cache of fixed size",
                 found="one that grows as long as the model has positions",
                 fix="leave it out, or export with --dialect native",
@@ -178,6 +172,25 @@ def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) ->
             found=str(text),
         )
     return config.vision.num_image_tokens + text
+
+
+def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
+    """What ONNX Runtime's GroupQueryAttention asks for on a CPU."""
+    head_dim, fix = config.decoder.head_dim, "export with --dialect portable"
+    if head_dim % 16:
+        raise ConfigError(
+            "ONNX Runtime's attention can't run this decoder",
+            expected="a head_dim that is a multiple of 16",
+            found=str(head_dim),
+            fix=fix,
+        )
+    if dtype == "bfloat16":
+        raise ConfigError(
+            "ONNX Runtime's attention can't run in this type",
+            expected="float32 or float16",
+            found=dtype,
+            fix=fix,
+        )
 
 
 def is_bundle(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What really comes in at a decoder's weight matrices, as the sums that GPTQ needs."""
+"""What really comes in at a decoder's weight matrices: its sums for GPTQ, and its maxima."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from himix_edge.errors import ExportError
 from himix_edge.export.blocks import Floats
 from himix_edge.export.products import Product
+from himix_edge.export.rewrites.residual import keep_every_token
 
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]  # a graph's inputs by name
 
@@ -62,15 +64,35 @@ def hessians(
     for names in _groups(widths):
         sums = {name: np.zeros((widths[name], widths[name]), np.float32) for name in names}
         for feeds in calibration:
-            try:
-                values = session.run(names, dict(feeds))
-            except Exception as error:  # ONNX Runtime's have no common base
-                raise _failed(source, error) from error
+            values = _values(session, source, names, feeds)
             for name, value in zip(names, values, strict=True):
                 rows = value.reshape(-1, widths[name]).astype(np.float32)
                 sums[name] += rows.T @ rows
         for name in names:
             yield name, sums.pop(name)
+
+
+def maxima(source: Path, names: Sequence[str], calibration: Sequence[Feeds]) -> dict[str, Floats]:
+    """The largest magnitude of each channel of values [..., K] within the graph: name -> [K].
+
+    Raises:
+        ExportError: ONNX Runtime can't run the graph on these inputs.
+    """
+    session = _session(source, names)
+    largest: dict[str, Floats] = {}
+    for feeds in calibration:
+        for name, value in zip(names, _values(session, source, names, feeds), strict=True):
+            channels = np.abs(value).reshape(-1, value.shape[-1]).max(0).astype(np.float32)
+            largest[name] = np.maximum(largest.get(name, channels), channels)
+    return largest
+
+
+def _values(session: Any, source: Path, names: Sequence[str], feeds: Feeds) -> list[NDArray[Any]]:
+    try:
+        values: list[NDArray[Any]] = session.run(list(names), dict(feeds))
+    except Exception as error:  # ONNX Runtime's have no common base
+        raise _failed(source, error) from error
+    return values
 
 
 def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
@@ -89,7 +111,9 @@ def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
 
 def _session(source: Path, names: Sequence[str]) -> Any:
     """The graph with values within it as outputs; its weights stay in their file."""
-    graph = onnx.load(source, load_external_data=False)
+    model = onnx_ir.load(source)
+    keep_every_token(model)
+    graph = onnx_ir.to_proto(model)
     known = {output.name for output in graph.graph.output}
     graph.graph.output.extend(
         onnx.ValueInfoProto(name=name)  # of the type that ONNX Runtime infers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from himix_edge.contract import LOGITS, Manifest
-from himix_edge.export.dialects import NATIVE_OPSET, PORTABLE_OPSET
+from himix_edge.export.dialects import NATIVE_OPSET, ORT_OPSET, PORTABLE_OPSET
 from himix_edge.export.ranges import FLOAT16_MAX, MARGIN, Ranges, ranges_table
 from himix_edge.export.verify import Parity
 from himix_edge.export.wide import WideParts
@@ -16,6 +16,8 @@ def export_section(manifest: Manifest, tools: dict[str, str], parity: Parity) ->
     dialect = f'"portable" (opset {PORTABLE_OPSET}, operators that TensorRT 10.1 and later import)'
     if manifest.dialect == "native":
         dialect = f'"native" (opset {NATIVE_OPSET}, a cache of {manifest.cache_slots} slots)'
+    if manifest.dialect == "ort":
+        dialect = f'"ort" (opset {ORT_OPSET}, with operators of ONNX Runtime\'s own)'
     return f"""\
 ## Export
 

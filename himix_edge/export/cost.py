@@ -24,6 +24,7 @@ from himix_edge.errors import ConfigError
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.expected import Array
 from himix_edge.export.sessions import (
+    CacheSlots,
     DecoderSession,
     Opener,
     VisionSession,
@@ -100,9 +101,9 @@ class CalibrationFeeds(Sequence[Feeds]):
     """
 
     def __init__(
-        self, config: HiMixConfig, exchanges: Sequence[Exchange], cache_slots: int | None = None
+        self, config: HiMixConfig, exchanges: Sequence[Exchange], slots: CacheSlots = None
     ) -> None:
-        self.config, self.exchanges, self.cache_slots = config, exchanges, cache_slots
+        self.config, self.exchanges, self.slots = config, exchanges, slots
 
     def __len__(self) -> int:
         return len(self.exchanges)
@@ -112,7 +113,7 @@ class CalibrationFeeds(Sequence[Feeds]):
             return [self[i] for i in range(*index.indices(len(self)))]
         exchange = self.exchanges[index]
         ids = np.array([[*exchange.prompt, *exchange.answer[:-1]]])
-        return decoder_feeds(self.config, ids, exchange.image, self.cache_slots)
+        return decoder_feeds(self.config, ids, exchange.image, self.slots)
 
 
 def vision_cost(

@@ -8,6 +8,8 @@ from himix_edge.errors import ExportError
 
 PORTABLE_OPSET = 18
 NATIVE_OPSET = 24
+ORT_OPSET = 23  # the first with RMSNormalization
+ORT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 # What the parser of TensorRT 10.1 imports, and that of every later one.
 # https://github.com/onnx/onnx-tensorrt/blob/10.1-GA/docs/operators.md
@@ -35,6 +37,23 @@ PORTABLE_OPERATORS = frozenset(
 # What ONNX has had for language models since opset 23, and 24.
 NATIVE_OPERATORS = frozenset(("Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"))
 
+# ONNX Runtime's own, all of which it has on a CPU, and those of ONNX's that it runs well there.
+ORT_OPERATORS = frozenset(
+    (
+        "Attention",
+        "RMSNormalization",
+        f"{ORT_DOMAIN}::GroupQueryAttention",
+        f"{ORT_DOMAIN}::MultiHeadAttention",
+        f"{ORT_DOMAIN}::QuickGelu",
+    )
+)
+
+_EXPECTED = {
+    "portable": "those that TensorRT 10.1 imports",
+    "native": "those, and ONNX's for language models",
+    "ort": "those, and ONNX Runtime's for language models",
+}
+
 
 def require_portable(graph: onnx_ir.Model) -> None:
     """Checks that a graph keeps to the portable dialect.
@@ -54,6 +73,15 @@ def require_native(graph: onnx_ir.Model) -> None:
     _require(graph, "native", NATIVE_OPSET, PORTABLE_OPERATORS | NATIVE_OPERATORS)
 
 
+def require_ort(graph: onnx_ir.Model) -> None:
+    """Checks that a graph keeps to the ort dialect.
+
+    Raises:
+        ExportError: another opset, or operators that the dialect lacks: all of them.
+    """
+    _require(graph, "ort", ORT_OPSET, PORTABLE_OPERATORS | ORT_OPERATORS)
+
+
 def _require(graph: onnx_ir.Model, dialect: str, opset: int, operators: frozenset[str]) -> None:
     found = graph.opset_imports.get("")
     if found != opset:
@@ -67,9 +95,7 @@ def _require(graph: onnx_ir.Model, dialect: str, opset: int, operators: frozense
     if foreign := sorted(used - operators):
         raise ExportError(
             f"the graph has operators that the {dialect} dialect lacks",
-            expected="those that TensorRT 10.1 imports"
-            if dialect == "portable"
-            else "those, and ONNX's for language models",
+            expected=_EXPECTED[dialect],
             found=", ".join(foreign),
             fix="write that part of the model in plainer operations",
         )

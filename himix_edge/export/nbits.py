@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir
 
 from himix_edge.export.blocks import Blocks
+from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.products import Product, initializer
 
-DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4  # int8 products: on a CPU twice as fast as others in int4, twenty times in int8
 
 
@@ -55,7 +55,7 @@ def _swap(
     attributes: dict[str, int],
 ) -> None:
     attribute_list = [onnx_ir.AttrInt64(name, value) for name, value in attributes.items()]
-    new = onnx_ir.Node(DOMAIN, op_type, inputs, attribute_list, name=old.name)
+    new = onnx_ir.Node(ORT_DOMAIN, op_type, inputs, attribute_list, name=old.name)
     onnx_ir.convenience.replace_nodes_and_values(
         graph.graph, old, [old], [new], [old.outputs[0]], [new.outputs[0]]
     )

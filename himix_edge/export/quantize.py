@@ -1,21 +1,20 @@
-"""A verified fp32 graph file in, the same graph with weights of 4 or 8 bits out.
+"""A verified fp32 decoder graph in, the same graph with weights of 4 or 8 bits out.
 
-The decoder: every weight matrix becomes a MatMulNBits, and the embedding a GatherBlockQuantized;
-matrices are read and quantized one at a time. The head and the embedding, which bear most of the
-error and are one matrix where they are tied, are kept in int8 even where the layers are int4, and
-stored once. Activations stay fp32 in the graph; the kernels multiply in int8 (accuracy_level 4).
+int4    every weight matrix becomes a MatMulNBits, a scale to each block of weights. Activations
+        stay fp32 in the graph; the kernels multiply in int8 (accuracy_level 4)
+int8    products with a scale to each output, and one to all activations (int8.py), which are made
+        to round well first (smooth.py): three times as fast with many tokens at a time
 
-The vision encoder: ONNX Runtime's dynamic quantization, int8 weights by output channel, int8
-activations with a scale found as they come. Inputs and outputs keep their names and types.
+The head and the embedding, one matrix where they are tied, are stored once, in blocks: in int8, as
+they bear most of the error, or in int4, as each token reads all of the head. Matrices are read and
+quantized one at a time.
 
 docs/measurements/quantization.md has the figures that this was decided by.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -24,9 +23,11 @@ import numpy as np
 import onnx_ir
 
 from himix_edge.errors import ConfigError, ExportError, closest
-from himix_edge.export.blocks import Bits, gptq, rtn
-from himix_edge.export.calibration import Feeds, products_and_hessians
-from himix_edge.export.nbits import DOMAIN, initializers, replace_lookup, replace_product
+from himix_edge.export.blocks import Bits, Blocks, Floats, gptq, rtn
+from himix_edge.export.calibration import Feeds, maxima, products_and_hessians
+from himix_edge.export.dialects import ORT_DOMAIN
+from himix_edge.export.int8 import replace_products
+from himix_edge.export.nbits import initializers, replace_lookup, replace_product
 from himix_edge.export.products import (
     FP32,
     Product,
@@ -37,6 +38,7 @@ from himix_edge.export.products import (
     named,
     weight_products,
 )
+from himix_edge.export.smooth import smooth, smoothed_inputs
 
 WeightType = Literal["int8", "int4"]
 Method = Literal["rtn", "gptq"]
@@ -52,19 +54,28 @@ class DecoderQuantization:
     """How the decoder's weights are stored.
 
     Attributes:
-        weights: of the layers' matrices; the head and the embedding are int8 either way.
-        block_size: how many weights share a scale and a zero point.
-        method: "rtn", rounding to nearest, or "gptq", which needs calibration inputs.
+        weights: of the layers' matrices.
+        block_size: how many weights share a scale and a zero point, where they are in blocks.
+        method: of int4 layers: "rtn", rounding to nearest, or "gptq", which needs calibration
+            inputs.
+        head: of the head and the embedding.
     """
 
     weights: WeightType = "int4"
-    block_size: int = 32
+    block_size: int = 128
     method: Method = "rtn"
+    head: WeightType = "int8"
 
     def __post_init__(self) -> None:
-        if self.weights not in BITS:
+        for weights in (self.weights, self.head):
+            if weights not in BITS:
+                raise ConfigError(f"no weights of type {weights!r}", fix=closest(weights, BITS))
+        if self.method == "gptq" and self.weights != "int4":
             raise ConfigError(
-                f"no weights of type {self.weights!r}", fix=closest(str(self.weights), BITS)
+                "gptq means nothing here",
+                expected="int4 weights",
+                found=self.weights,
+                fix="use --method rtn",
             )
         if self.method not in METHODS:
             raise ConfigError(
@@ -74,6 +85,11 @@ class DecoderQuantization:
             raise ConfigError(
                 "block_size is off", expected="32, 64 or 128", found=repr(self.block_size)
             )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it reads calibration inputs."""
+        return self.weights == "int8" or self.method == "gptq"
 
 
 def quantized_decoder(
@@ -88,7 +104,7 @@ def quantized_decoder(
     The two are different files.
 
     Args:
-        calibration: inputs of the graph; only "gptq" reads them.
+        calibration: inputs of the graph, for int8 and "gptq"; without them int8 is not smoothed.
 
     Raises:
         ConfigError: calibration inputs are missing.
@@ -108,55 +124,29 @@ def quantized_decoder(
         raise _nothing_to_quantize(source)
     head = head_product(graph, products)
     layers = [product for product in products if product is not head]
-    bits = BITS[how.weights]
-    inputs = calibration if how.method == "gptq" else ()
-    graph.opset_imports[DOMAIN] = 1
-    for done, (product, hessian) in enumerate(products_and_hessians(source, layers, inputs), 1):
-        with named(product.weight):
-            blocks = (
-                rtn(product.matrix(), bits, how.block_size)
-                if hessian is None
-                else gptq(product.matrix(), hessian, bits, how.block_size)
-            )
-        replace_product(graph, product, blocks)
-        progress(done / len(products))
+    graph.opset_imports[ORT_DOMAIN] = 1
+    if how.weights == "int8":
+        if calibration:
+            smooth(layers, maxima(source, list(smoothed_inputs(layers)), calibration))
+        replace_products(graph, layers)
+    else:
+        inputs = calibration if how.method == "gptq" else ()
+        for done, (product, hessian) in enumerate(products_and_hessians(source, layers, inputs), 1):
+            replace_product(graph, product, _blocks(product, hessian, how.block_size))
+            progress(done / len(products))
     if head:
-        _quantize_ends(graph, head, how.block_size)
-        progress(1.0)
+        _quantize_ends(graph, head, BITS[how.head], how.block_size)
     drop_unused_initializers(graph)
     onnx_ir.save(graph, target, external_data=f"{target.name}.data", max_workers=1)
+    progress(1.0)
 
 
-def quantized_vision(source: Path, target: Path) -> None:
-    """Writes the vision graph `source` in int8 as `target`, weights beside it.
-
-    The two are different files; one of a few MB stands beside `source` meanwhile.
-
-    Raises:
-        ExportError: a graph without weight matrices, a weight that is not finite.
-        OSError: the files can't be written.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
-
-    products = weight_products(onnx_ir.load(source), [FP32])
-    if not products:
-        raise _nothing_to_quantize(source)
-    for product in products:
-        if not np.isfinite(floats_of(product.weight)).all():
-            raise ExportError(
-                f"cannot quantize {product.weight.name}", expected="finite numbers", found="others"
-            )
-    data = target.with_name(f"{target.name}.data")
-    data.unlink(missing_ok=True)  # what stands there would be appended to
-    with _quiet():
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-        )
+def _blocks(product: Product, hessian: Floats | None, block_size: int) -> Blocks:
+    """Of 4 bits."""
+    with named(product.weight):
+        if hessian is None:
+            return rtn(product.matrix(), 4, block_size)
+        return gptq(product.matrix(), hessian, 4, block_size)
 
 
 def _nothing_to_quantize(source: Path) -> ExportError:
@@ -168,13 +158,17 @@ def _nothing_to_quantize(source: Path) -> ExportError:
     )
 
 
-def _quantize_ends(graph: onnx_ir.Model, head: Product, block_size: int) -> None:
-    """Head and embedding in int8, from the same codes where they are the same matrix.
+def _quantize_ends(graph: onnx_ir.Model, head: Product, bits: Bits, block_size: int) -> None:
+    """Head and embedding in blocks, from the same codes where they are the same matrix.
+
+    The blocks are smaller where these divide their width and larger ones don't.
 
     The embedding stays as it is where the blocks don't divide its width: a lookup knows no padding.
     """
+    divisors = [size for size in BLOCK_SIZES if size <= block_size and head.rows % size == 0]
+    block_size = max(divisors, default=block_size)
     with named(head.weight):
-        blocks = rtn(head.matrix(), 8, block_size)
+        blocks = rtn(head.matrix(), bits, block_size)
     lookups = [
         (node, table)
         for node in graph.graph
@@ -195,16 +189,5 @@ def _quantize_ends(graph: onnx_ir.Model, head: Product, block_size: int) -> None
             replace_lookup(graph, node, blocks, parts)
         else:
             with named(table):
-                own = rtn(floats_of(table).T, 8, block_size)
+                own = rtn(floats_of(table).T, bits, block_size)
             replace_lookup(graph, node, own, initializers(graph, str(table.name), own))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice to infer shapes and fold constants first: both is done."""
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(before)

@@ -17,6 +17,7 @@ from himix_edge.contract import (
     LOGITS,
     MANIFEST,
     MODEL_CARD,
+    PREFILL_GRAPH,
     TOKENIZER,
     VISION_GRAPH,
     FileRecord,
@@ -28,6 +29,7 @@ from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
     CalibrationFeeds,
+    Exchange,
     decoder_cost,
     exchanges_from_graphs,
     vision_cost,
@@ -37,6 +39,7 @@ from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.pictures import PROMPTS, picture_files, pictures
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
+from himix_edge.export.sessions import CacheSlots
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
@@ -104,16 +107,29 @@ def quantize_bundle(
         else:
             _copy_graph(bundle, folder, VISION_GRAPH)
         phases.begin("decoder graph", 0.2)
+        calibration_inputs = _calibration(bundle, manifest, inputs) if recipe.calibrated else ()
         if recipe.decoder:
             recipe.decoder(
                 bundle / DECODER_GRAPH,
                 folder / DECODER_GRAPH,
-                calibration=_calibration(bundle, manifest, choice, inputs),
-                progress=lambda part: phases.within(0.3 + 0.4 * part),
+                calibration=calibration_inputs,
+                progress=lambda part: phases.within(0.3 + 0.2 * part),
             )
-            cost["decoder"] = _decoder_cost(bundle, folder, manifest, recipe, inputs)
+            exchanges = exchanges_from_graphs(bundle, manifest.config, inputs.cost, inputs.prompts)
+            cost["decoder"] = _decoder_cost(bundle, folder, manifest, recipe, exchanges)
         else:
             _copy_graph(bundle, folder, DECODER_GRAPH)
+        if recipe.prefill:
+            phases.begin("prefill graph", 0.6)
+            recipe.prefill(
+                bundle / DECODER_GRAPH,
+                folder / PREFILL_GRAPH,
+                calibration=calibration_inputs,
+                progress=lambda part: phases.within(0.6 + 0.1 * part),
+            )
+            cost["prefill"] = _decoder_cost(
+                bundle, folder, manifest, recipe, exchanges, PREFILL_GRAPH
+            )
         phases.begin("sealing", 0.8)
         quantized = _with_quantization(manifest, recipe, choice, cost)
         sealed = _seal(folder, quantized, bundle)
@@ -135,22 +151,23 @@ def _vision_cost(
 
 
 def _decoder_cost(
-    bundle: Path, folder: Path, manifest: Manifest, recipe: Recipe, inputs: Inputs
+    bundle: Path,
+    folder: Path,
+    manifest: Manifest,
+    recipe: Recipe,
+    exchanges: Sequence[Exchange],
+    quantized: str = DECODER_GRAPH,
 ) -> Any:
     """As plain data."""
-    exchanges = exchanges_from_graphs(bundle, manifest.config, inputs.cost, inputs.prompts)
-    graphs = bundle / DECODER_GRAPH, folder / DECODER_GRAPH
+    graphs = bundle / DECODER_GRAPH, folder / quantized
     cost = decoder_cost(*graphs, manifest.config, exchanges, recipe.open_session)
     return dataclasses.asdict(cost)
 
 
-def _calibration(
-    bundle: Path, manifest: Manifest, choice: WeightChoice, inputs: Inputs
-) -> Sequence[Feeds]:
-    if choice.method == "rtn":
-        return ()
+def _calibration(bundle: Path, manifest: Manifest, inputs: Inputs) -> Sequence[Feeds]:
     asked = exchanges_from_graphs(bundle, manifest.config, inputs.calibration, inputs.prompts)
-    return CalibrationFeeds(manifest.config, asked, manifest.cache_slots)
+    slots: CacheSlots = "any" if manifest.dialect == "ort" else manifest.cache_slots
+    return CalibrationFeeds(manifest.config, asked, slots)
 
 
 def _with_quantization(
@@ -162,8 +179,10 @@ def _with_quantization(
         block_size=recipe.block_size,
         method=choice.method if choice.decoder else None,
         cost=cost,
+        head=choice.head,
+        prefill=choice.prefill,
     )
-    return dataclasses.replace(manifest, dialect=recipe.dialect, quantization=quantization)
+    return dataclasses.replace(manifest, quantization=quantization)
 
 
 def cost_table(quantization: Quantization | None) -> str:
@@ -171,7 +190,7 @@ def cost_table(quantization: Quantization | None) -> str:
     if quantization is None:
         return ""
     cost, lines = quantization.cost, []
-    for part in ("vision", "decoder"):
+    for part in ("vision", "decoder", "prefill"):
         tensors = cost.get(part, {})
         tensors = tensors.get("tensors", tensors)
         cosines = {name: closeness["cosine"] for name, closeness in tensors.items()}

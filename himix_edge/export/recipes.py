@@ -1,14 +1,12 @@
 """How a bundle's graphs are quantized: its dialect and its type say for which runtime.
 
-portable, float32      ONNX Runtime: the ort dialect, see quantize.py
+ort, float32           ONNX Runtime on a CPU: see quantize.py and quantize_vision.py
 portable, float16      TensorRT 10.3: int8, see weight_only.py
 native, float16        later TensorRT, TensorRT for RTX: int8, int4, fp8
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +14,13 @@ from pathlib import Path
 
 from himix_edge.contract import Dialect, Manifest
 from himix_edge.errors import BundleError, ConfigError, closest
-from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.quantize import (
     BITS,
     METHODS,
     DecoderQuantization,
     quantized_decoder,
-    quantized_vision,
 )
+from himix_edge.export.quantize_vision import quantized_vision
 from himix_edge.export.sessions import Opener, lean_session, packed_session
 from himix_edge.export.symmetric import LIMITS
 from himix_edge.export.weight_only import WeightOnly, quantize_weights
@@ -42,12 +39,17 @@ class WeightChoice:
         vision, decoder: "int8", "int4" or "fp8"; None leaves it as it is.
         block_size: how many weights share a scale; None is what suits the runtime.
         method: how the decoder's weights are rounded, "rtn" or "gptq".
+        head: "int8" or "int4", of an int8 or int4 decoder's head and embedding in ONNX Runtime;
+            None is int8.
+        prefill: "int8" for a second copy of an int4 decoder's layers, with which prompts are read.
     """
 
     vision: str | None = None
     decoder: str | None = None
     block_size: int | None = None
     method: str = "rtn"
+    head: str | None = None
+    prefill: str | None = None
 
     def __post_init__(self) -> None:
         if self.vision is None and self.decoder is None:
@@ -62,6 +64,15 @@ class WeightChoice:
             raise ConfigError(
                 f"{self.method} is for the decoder", fix="add --decoder int4, or use --method rtn"
             )
+        if self.head is not None and self.decoder is None:
+            raise ConfigError("the head is the decoder's", fix="add --decoder int4, or int8")
+        if self.prefill is not None and (self.prefill, self.decoder) != ("int8", "int4"):
+            raise ConfigError(
+                "a second copy for prompts means nothing here",
+                expected="an int8 copy of an int4 decoder",
+                found=f"{self.prefill} of {self.decoder or 'a decoder as exported'}",
+                fix="use --decoder int4 --prefill int8",
+            )
 
 
 @dataclass(frozen=True)
@@ -69,18 +80,20 @@ class Recipe:
     """What makes a bundle's graphs into quantized ones.
 
     Attributes:
-        dialect: of the quantized bundle.
         block_size: of the weights that share a scale; None where none do.
         open_session: opens a quantized graph to be measured.
         vision: (source, target); None leaves the graph as it is.
         decoder: (source, target, calibration=, progress=), likewise.
+        prefill: makes the decoder's second copy, likewise; None is no copy.
+        calibrated: whether decoder or prefill read calibration inputs.
     """
 
-    dialect: Dialect
     block_size: int | None
     open_session: Opener
     vision: Callable[[Path, Path], None] | None
     decoder: Callable[..., None] | None
+    prefill: Callable[..., None] | None = None
+    calibrated: bool = False
 
 
 def recipe_for(bundle: Path, manifest: Manifest, choice: WeightChoice) -> Recipe:
@@ -92,38 +105,40 @@ def recipe_for(bundle: Path, manifest: Manifest, choice: WeightChoice) -> Recipe
     """
     kind = (manifest.dialect, manifest.dtype)
     if manifest.quantization is None:
-        if kind == ("portable", "float32"):
+        if kind == ("ort", "float32"):
             return _for_onnx_runtime(choice)
         if kind in (("portable", "float16"), ("native", "float16")):
             return _for_tensorrt(choice, manifest.dialect)
     raise BundleError(
         f"{bundle} can't be quantized",
-        expected="a portable bundle in float32 or float16, or a native one in float16",
+        expected="an ort bundle in float32, or a portable or native one in float16",
         found=str(manifest.quantization or f"{manifest.dialect}, {manifest.dtype}"),
-        fix="quantize the one that himix-edge export made",
+        fix="quantize one that himix-edge export made, for a CPU with: --target cpu",
     )
 
 
 def _for_onnx_runtime(choice: WeightChoice) -> Recipe:
-    """MatMulNBits, and dynamic int8 for the vision graph."""
+    """Blocks of int4, or products in int8."""
     _require("vision encoder", choice.vision, ["int8"])
     _require("decoder", choice.decoder, BITS)
-    vision = _vision_from_a_copy if choice.vision else None
+    _require("head", choice.head, BITS)
+    vision = quantized_vision if choice.vision else None
     if choice.decoder is None:
         if choice.block_size is not None:
             raise ConfigError("block_size is for the decoder", fix="leave it out, or add --decoder")
-        return Recipe("ort", None, packed_session, vision, None)
+        return Recipe(None, packed_session, vision, None)
     size = DecoderQuantization.block_size if choice.block_size is None else choice.block_size
-    how = DecoderQuantization(choice.decoder, size, choice.method)  # type: ignore[arg-type]
-    return Recipe("ort", size, packed_session, vision, partial(quantized_decoder, how=how))
-
-
-def _vision_from_a_copy(source: Path, target: Path) -> None:
-    """ONNX Runtime's quantizer writes beside its source, and a bundle may be read-only."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        for file in (source.name, source.name + WEIGHTS_SUFFIX):
-            shutil.copyfile(source.with_name(file), Path(scratch) / file)
-        quantized_vision(Path(scratch) / source.name, target)
+    head = choice.head or DecoderQuantization.head
+    how = DecoderQuantization(choice.decoder, size, choice.method, head)  # type: ignore[arg-type]
+    prompts = DecoderQuantization("int8", size, head=how.head) if choice.prefill else None
+    return Recipe(
+        size,
+        packed_session,
+        vision,
+        partial(quantized_decoder, how=how),
+        partial(quantized_decoder, how=prompts) if prompts else None,
+        calibrated=how.is_calibrated or prompts is not None,
+    )
 
 
 def _for_tensorrt(choice: WeightChoice, dialect: Dialect) -> Recipe:
@@ -131,6 +146,11 @@ def _for_tensorrt(choice: WeightChoice, dialect: Dialect) -> Recipe:
 
     The session that measures packs no weights: it would round activations to int8 as well.
     """
+    for option in ("head", "prefill"):
+        if getattr(choice, option) is not None:
+            raise ConfigError(
+                f"{option} is for ONNX Runtime on a CPU", fix="leave it out, or export --target cpu"
+            )
     parts = {"vision encoder": choice.vision, "decoder": choice.decoder}
     for part, weights in parts.items():
         _require(part, weights, LIMITS)
@@ -158,7 +178,8 @@ def _for_tensorrt(choice: WeightChoice, dialect: Dialect) -> Recipe:
         return partial(quantize_weights, how=how)
 
     vision, decoder = quantizer(choice.vision), quantizer(choice.decoder, choice.method)
-    return Recipe(dialect, size if in_blocks else None, lean_session, vision, decoder)
+    calibrated = choice.method == "gptq"
+    return Recipe(size if in_blocks else None, lean_session, vision, decoder, calibrated=calibrated)
 
 
 def _require(part: str, weights: str | None, types: Iterable[str]) -> None:

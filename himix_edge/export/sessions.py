@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -25,6 +25,9 @@ from himix_edge.export.expected import Array
 # What the slots of a cache hold that nothing was written into: a graph that looks at them shows it.
 UNWRITTEN = 3.0
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# S, where a graph's cache has a fixed size; "any" where whoever runs it chooses; None where it
+# grows, or there is no cache.
+CacheSlots: TypeAlias = int | Literal["any"] | None
 Opener: TypeAlias = Callable[[Path], Any]  # a graph's file -> an InferenceSession
 
 
@@ -69,12 +72,12 @@ class VisionSession:
         self.config = config
         self.names = present_names(config.decoder.num_hidden_layers)
         self.session = open_session(path)
-        self.cache_slots = fixed_slots(self.session)
+        self.cache_slots = cache_slots(self.session)
 
     def encode(self, pixels: Array) -> list[Array]:
         """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, N, D]"""
         feeds = {PIXEL_VALUES: pixels}
-        if self.cache_slots:
+        if isinstance(self.cache_slots, int):
             decoder = self.config.decoder
             dtype = DTYPES[self.session.get_inputs()[-1].type]
             shape = (len(pixels), decoder.num_key_value_heads, self.cache_slots, decoder.head_dim)
@@ -93,10 +96,20 @@ class DecoderSession:
         self.config = config
         self.layers = config.decoder.num_hidden_layers
         self.session = open_session(path)
-        self.cache_slots = fixed_slots(self.session)
+        self.cache_slots = cache_slots(self.session)
 
     def step(self, ids: Array, past: list[Array]) -> tuple[Array, list[Array]]:
         """M more tokens [B, M] -> logits [B, V] of the last, and the cache with M more slots."""
+        if self.cache_slots == "any":  # whose graphs go on from a cache one by one
+            rows = [
+                self._step(ids[i : i + 1], [part[i : i + 1] for part in past])
+                for i in range(len(ids))
+            ]
+            logits, presents = zip(*rows, strict=True)
+            return np.concatenate(logits), [np.concatenate(p) for p in zip(*presents, strict=True)]
+        return self._step(ids, past)
+
+    def _step(self, ids: Array, past: list[Array]) -> tuple[Array, list[Array]]:
         names = [LOGITS, *present_names(self.layers)]
         feeds = decoder_feeds(self.config, ids, past, self.cache_slots)
         logits, *present = self.session.run(names, feeds)
@@ -104,29 +117,32 @@ class DecoderSession:
         return logits[:, 0], [part[:, :, :length] for part in present]
 
 
-def fixed_slots(session: Any) -> int | None:
-    """S, where a graph's cache has a fixed size; None where it grows, or has no cache."""
+def cache_slots(session: Any) -> CacheSlots:
+    """Of a graph in ONNX Runtime."""
     shapes = {node.name: node.shape for node in session.get_inputs()}
     slots = shapes.get(past_names(1)[0], [None] * 4)[2]
-    return slots if isinstance(slots, int) else None
+    if isinstance(slots, int):
+        return slots
+    return "any" if WRITE_INDICES in shapes else None
 
 
 def decoder_feeds(
-    config: HiMixConfig, ids: Array, past: list[Array], cache_slots: int | None = None
+    config: HiMixConfig, ids: Array, past: list[Array], slots: CacheSlots = None
 ) -> dict[str, Array]:
     """The decoder graph's inputs for M more tokens [B, M] over a cache with an image in it.
 
     Args:
         past: flat, each [B, Hkv, P, D].
-        cache_slots: S, where the graph has a cache of fixed size.
+        slots: of the graph's cache.
     """
     filled = past[0].shape[2]
     first = filled - config.vision.num_image_tokens + config.text_offset
     positions = np.broadcast_to(np.arange(first, first + ids.shape[1]), ids.shape)
     feeds = {INPUT_IDS: ids, POSITION_IDS: np.ascontiguousarray(positions)}
-    if cache_slots:
+    if slots is not None:
+        size = filled + ids.shape[1] + 1 if slots == "any" else slots
         feeds[WRITE_INDICES] = np.full(len(ids), filled)
-        room = ((0, 0), (0, 0), (0, cache_slots - filled), (0, 0))
+        room = ((0, 0), (0, 0), (0, size - filled), (0, 0))
         past = [np.pad(part, room, constant_values=UNWRITTEN) for part in past]
     feeds.update(zip(past_names(config.decoder.num_hidden_layers), past, strict=True))
     return feeds

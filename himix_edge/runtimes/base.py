@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,26 @@ class Engine(Protocol):
         Raises:
             PromptError: the cache has less than M slots left; it is then unchanged.
         """
+        ...
+
+
+@runtime_checkable
+class BranchingEngine(Engine, Protocol):
+    """An engine whose conversations can begin with what an earlier one about the image has said.
+
+    Keys and values of a text token depend on the image and the tokens up to it, on nothing else.
+
+    `TrtEngine` is none: the conversation that an image remembers would hold one more of its few
+    cache sets.
+
+    Attributes:
+        branches: whether `branch` gains anything where this engine runs.
+    """
+
+    branches: bool
+
+    def branch(self, cache: Cache, count: int) -> Cache:
+        """A fresh cache that begins as another: with its image and first `count` text tokens."""
         ...
 
 

@@ -28,6 +28,7 @@ class Cache:
         image_slots: how many of them, from the first on, are the image's.
         text_offset: the rotary position of the first text token.
         capacity: how many slots the model's positions suffice for, and the engine has.
+        binding: what an engine keeps from one step on these tensors for the next.
     """
 
     tensors: tuple[Any, ...]
@@ -35,6 +36,7 @@ class Cache:
     image_slots: int
     text_offset: int
     capacity: int
+    binding: Any = None
 
     @classmethod
     def after_image(
@@ -96,5 +98,10 @@ class Cache:
 
     def advance(self, tensors: tuple[Any, ...], count: int) -> None:
         """The engine has put `count` more tokens in."""
-        self.tensors = tensors
+        self.move_to(tensors)
         self.length += count
+
+    def move_to(self, tensors: tuple[Any, ...]) -> None:
+        """The engine keeps the filled slots in these tensors from now on."""
+        if tensors is not self.tensors:
+            self.tensors, self.binding = tensors, None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from himix_edge.contract import TOKENIZER, Manifest
+from himix_edge.contract import ENGINES, TOKENIZER, Manifest
 from himix_edge.errors import BundleError, PromptError
-from himix_edge.runtimes.base import Engine, VisionKV
+from himix_edge.runtimes.base import BranchingEngine, Engine, VisionKV
 from himix_edge.runtimes.devices import BuildReport, Choices, open_engine
 from himix_edge.runtimes.generate import Answer, generate, timed
+from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.preprocess import ImageSource, load_image, pixel_values
 from himix_edge.runtimes.sampling import Sampler, SamplingOptions
 from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
+
+SMALL = 1 << 24  # bytes; a file of less is checked before anything reads it
 
 
 def load(
@@ -32,7 +38,8 @@ def load(
     Args:
         device: "cpu", "cuda", "tensorrt", "tensorrt-rtx" or "auto"; see `devices.py`.
         threads: for ONNX Runtime; None takes all cores.
-        verify: compare every file with its sha256 in the manifest first.
+        verify: compare every file with its sha256 in the manifest; that of the weights is reckoned
+            while they are opened.
         caches: for TensorRT, how many images and conversations are held at a time; 4 by default.
         auto_build: for TensorRT, build engines where none fits; it takes minutes.
         report: called while engines are built.
@@ -46,19 +53,63 @@ def load(
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
-    if verify:
-        manifest.check_files(folder)
-    tokenizer = Tokenizer(folder / TOKENIZER, manifest.chat)
-    if tokenizer.vocab_size > manifest.config.decoder.vocab_size:
+    choices = Choices(threads, verify, caches, auto_build, report)
+    # What is built of the graphs outlives this call: nothing is, before they are known to be right.
+    may_build = auto_build or device.startswith("tensorrt") or (folder / ENGINES).is_dir()
+    with ThreadPoolExecutor() as background:
+        checked: Future[None] | None = None
+        if verify:
+            small, large = _by_size(manifest)
+            small.check_files(folder)
+            checked = background.submit(large.check_files, folder)
+        if checked and may_build:
+            checked.result()
+        tokenizing = background.submit(_tokenizer, folder / TOKENIZER, manifest)
+        try:
+            opened = open_engine(folder, manifest, device, choices)
+        finally:  # a file that is corrupt, or no tokenizer, is why nothing else works either
+            if checked:
+                checked.result()
+            tokenizer = tokenizing.result()
+    return Model(manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
+
+
+def _by_size(manifest: Manifest) -> tuple[Manifest, Manifest]:
+    """The manifest of the files that are read whole at once, and that of the weights."""
+    small = {name: file for name, file in manifest.files.items() if file.size < SMALL}
+    large = {name: file for name, file in manifest.files.items() if file.size >= SMALL}
+    return dataclasses.replace(manifest, files=small), dataclasses.replace(manifest, files=large)
+
+
+def _tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
+    tokenizer, most = Tokenizer(path, manifest.chat), manifest.config.decoder.vocab_size
+    if tokenizer.vocab_size > most:
         raise BundleError(
-            f"{folder / TOKENIZER} is not this decoder's",
-            expected=f"at most {manifest.config.decoder.vocab_size} token ids",
+            f"{path} is not this decoder's",
+            expected=f"at most {most} token ids",
             found=str(tokenizer.vocab_size),
             fix="export the checkpoint again with the tokenizer it was trained with",
         )
-    choices = Choices(threads, verify, caches, auto_build, report)
-    opened = open_engine(folder, manifest, device, choices)
-    return Model(manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
+    return tokenizer
+
+
+@dataclass(eq=False)
+class Latest:
+    """The conversation about an image that was begun last.
+
+    Attributes:
+        cache: None before the first.
+        text: all its token ids; the cache has seen a beginning of them.
+    """
+
+    cache: Cache | None = None
+    text: list[int] = field(default_factory=list)
+
+    def shared(self, ids: list[int]) -> int:
+        """With how many of its tokens a prompt begins; one of the prompt at least is left."""
+        seen = self.text[: self.cache.text_length] if self.cache else []
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-1]))  # noqa: B905
+        return len(list(pairs))
 
 
 @dataclass(frozen=True)
@@ -67,10 +118,12 @@ class EncodedImage:
 
     Attributes:
         milliseconds: by phase, "preprocess" (reading and resizing) and "vision" (the graph).
+        latest: the conversation about it that was begun last.
     """
 
     kv: VisionKV
     milliseconds: dict[str, float]
+    latest: Latest = field(default_factory=Latest)
 
 
 class Model:
@@ -143,11 +196,17 @@ class Model:
 
 
 class Conversation:
-    """Turn after turn on one cache."""
+    """Turn after turn on one cache.
+
+    Its cache begins as that of the conversation about the image before it, as far as their first
+    prompts begin alike: with the head of the chat template, if with nothing else. What such tokens
+    leave in a cache depends on the image and each other alone.
+    """
 
     def __init__(self, model: Model, image: EncodedImage) -> None:
         self._model = model
-        self._cache = model.engine.open(image.kv)
+        self._image = image
+        self._cache: Cache | None = None
         self._text: list[int] = []  # of all turns; the cache has seen a beginning of it
         self._answer: Answer | None = None
 
@@ -160,7 +219,8 @@ class Conversation:
         options = (options or SamplingOptions()).updated(changes)
         model, chat = self._model, self._model.tokenizer.chat
         ids = model.tokenizer.encode_turn(chat.next if self._text else chat.first, _worded(prompt))
-        left = self._cache.capacity - self._cache.image_slots - len(self._text)
+        cache = self._cache or self._begun(ids)
+        left = cache.capacity - cache.image_slots - len(self._text)
         if len(ids) >= left:
             raise PromptError(
                 "the prompt is too long",
@@ -171,9 +231,12 @@ class Conversation:
         if self._answer:
             self._answer.close()
         self._text += ids
+        if self._cache is None:
+            self._cache = cache
+            self._remember(cache)
         token_stream = generate(
             model.engine,
-            self._cache,
+            cache,
             self._text,
             Sampler(options),
             model.manifest.config.decoder.eos_token_ids,
@@ -181,6 +244,19 @@ class Conversation:
         )
         self._answer = Answer(token_stream, Detokenizer(model.tokenizer), options.stop, len(ids))
         return self._answer
+
+    def _begun(self, ids: list[int]) -> Cache:
+        """A cache for a conversation that begins with these tokens."""
+        engine, latest = self._model.engine, self._image.latest
+        shared = latest.shared(ids)
+        if latest.cache and shared and isinstance(engine, BranchingEngine):
+            return engine.branch(latest.cache, shared)
+        return engine.open(self._image.kv)
+
+    def _remember(self, cache: Cache) -> None:
+        engine = self._model.engine
+        if isinstance(engine, BranchingEngine) and engine.branches:
+            self._image.latest.cache, self._image.latest.text = cache, self._text
 
 
 def _worded(prompt: object) -> str:

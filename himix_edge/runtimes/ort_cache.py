@@ -1,4 +1,4 @@
-"""The cache in ONNX Runtime's memory: one that grows, or one of fixed size."""
+"""The cache in ONNX Runtime's memory: one that grows, one of fixed size, or one with room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from himix_edge.contract import WRITE_INDICES, Manifest, past_names, present_names
+from himix_edge.contract import WRITE_INDICES, Manifest, present_names
 from himix_edge.errors import BundleError
 from himix_edge.runtimes.base import IntArray, VisionKV
 from himix_edge.runtimes.kvcache import Cache
@@ -15,6 +15,7 @@ from himix_edge.runtimes.providers import Provider, import_onnxruntime
 Tensors = tuple[Any, ...]  # OrtValues: key and value of every layer
 # As ONNX numbers them: numpy has no bfloat16.
 ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+USUAL_TEXT = 256  # tokens of a usual conversation: so much room is made for it at once
 
 
 class Tensorkeeper(Protocol):
@@ -25,11 +26,19 @@ class Tensorkeeper(Protocol):
         ...
 
     def before_image(self, batch: int) -> Tensors:
-        """What the vision graph takes as its past."""
+        """What an image is written into: the past of a vision graph that has one."""
         ...
 
     def after_image(self, image: VisionKV, cache: Cache) -> Tensors:
         """What a conversation about an image begins with."""
+        ...
+
+    def with_room(self, cache: Cache, count: int) -> Tensors:
+        """The cache's tensors, or longer ones, such that `count` more tokens go in."""
+        ...
+
+    def first_slots(self, cache: Cache, length: int) -> Tensors:
+        """What a conversation begins with that has its first `length` slots from another."""
         ...
 
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
@@ -40,8 +49,8 @@ class Tensorkeeper(Protocol):
         """Says where a graph's present goes."""
         ...
 
-    def present(self, outputs: Tensors, past: Tensors) -> Tensors:
-        """The cache after a run, given what ONNX Runtime calls its outputs."""
+    def present(self, binding: Any, past: Tensors) -> Tensors:
+        """The cache after a run."""
         ...
 
 
@@ -72,6 +81,16 @@ class GrowingTensors:
         """The image's own tensors."""
         return image.tensors
 
+    def with_room(self, cache: Cache, count: int) -> Tensors:
+        """What there is: a step makes longer ones by itself."""
+        return cache.tensors
+
+    def first_slots(self, cache: Cache, length: int) -> Tensors:
+        """Copies of those slots."""
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        arrays = (tensor.numpy()[:, :, :length].copy() for tensor in cache.tensors)
+        return tuple(value(array, *self._memory) for array in arrays)
+
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
         """Nothing: the tensors' shapes say it all."""
         return {}
@@ -81,48 +100,27 @@ class GrowingTensors:
         for name in self._present:
             binding.bind_output(name, *self._memory)
 
-    def present(self, outputs: Tensors, past: Tensors) -> Tensors:
-        """The outputs."""
-        return outputs
+    def present(self, binding: Any, past: Tensors) -> Tensors:
+        """The outputs, of which those that `bind_present` bound come first."""
+        return tuple(binding.get_outputs()[: len(self._present)])
 
 
-class FixedTensors:
-    """Past and present are one buffer of S slots, in which a step writes no more than its own.
+class _InPlace:
+    """Past and present are one buffer [B, Hkv, S, D], in which a step writes only its own slots."""
 
-    One conversation goes on in the image's buffers, any others in copies.
-    """
-
-    def __init__(self, manifest: Manifest, provider: Provider, slots: int) -> None:
+    def __init__(self, manifest: Manifest, provider: Provider) -> None:
         if manifest.dtype == "bfloat16":
             raise BundleError(
-                "ONNX Runtime can't keep a cache of fixed size in bfloat16",
+                "ONNX Runtime can't keep a cache that is written in place in bfloat16",
                 expected="float32 or float16",
                 found="bfloat16",
                 fix="export it again with --dtype float16",
             )
         decoder = manifest.config.decoder
-        self._shape = (decoder.num_key_value_heads, slots, decoder.head_dim)
+        self._heads, self._head_dim = decoder.num_key_value_heads, decoder.head_dim
         self._dtype = np.dtype(manifest.dtype)
         self._memory = provider.memory
-        self._past = past_names(decoder.num_hidden_layers)
         self._present = present_names(decoder.num_hidden_layers)
-
-    def empty(self, batch: int) -> Tensors:
-        """[B, Hkv, S, D] each, of zeros.
-
-        Not of what the memory held: what is no number stays none, even where it counts for nothing.
-        """
-        return tuple(self._value(np.zeros((batch, *self._shape), self._dtype)) for _ in self._past)
-
-    def before_image(self, batch: int) -> Tensors:
-        """Buffers that become the image's."""
-        return self.empty(batch)
-
-    def after_image(self, image: VisionKV, cache: Cache) -> Tensors:
-        """The image's own buffers, or copies where another conversation goes on in them."""
-        if image.lend(cache):
-            return image.tensors
-        return tuple(self._value(tensor.numpy().copy()) for tensor in image.tensors)
 
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
         """The slot [B] that the next token goes into."""
@@ -133,7 +131,7 @@ class FixedTensors:
         for name, value in zip(self._present, past, strict=True):
             binding.bind_ortvalue_output(name, value)
 
-    def present(self, outputs: Tensors, past: Tensors) -> Tensors:
+    def present(self, binding: Any, past: Tensors) -> Tensors:
         """The past: the outputs are views of it, and don't keep it alive."""
         return past
 
@@ -141,12 +139,103 @@ class FixedTensors:
         return import_onnxruntime().OrtValue.ortvalue_from_numpy(array, *self._memory)
 
 
+class FixedTensors(_InPlace):
+    """As many slots as the graph says, both graphs writing into them.
+
+    One conversation goes on in the image's buffers, any others in copies.
+    """
+
+    def __init__(self, manifest: Manifest, provider: Provider, slots: int) -> None:
+        super().__init__(manifest, provider)
+        self._slots = slots
+
+    def empty(self, batch: int) -> Tensors:
+        """[B, Hkv, S, D] each, of zeros.
+
+        Not of what the memory held: what is no number stays none, even where it counts for nothing.
+        """
+        shape = (batch, self._heads, self._slots, self._head_dim)
+        return tuple(self._value(np.zeros(shape, self._dtype)) for _ in self._present)
+
+    def before_image(self, batch: int) -> Tensors:
+        """Buffers that become the image's."""
+        return self.empty(batch)
+
+    def after_image(self, image: VisionKV, cache: Cache) -> Tensors:
+        """The image's own buffers, or copies where another conversation goes on in them."""
+        if image.lend(cache):
+            return image.tensors
+        return self._copies(image.tensors)
+
+    def with_room(self, cache: Cache, count: int) -> Tensors:
+        """What there is: the engine has checked that they fit."""
+        return cache.tensors
+
+    def first_slots(self, cache: Cache, length: int) -> Tensors:
+        """Copies of all slots: what stands in the others doesn't matter."""
+        return self._copies(cache.tensors)
+
+    def _copies(self, tensors: Tensors) -> Tensors:
+        return tuple(self._value(tensor.numpy().copy()) for tensor in tensors)
+
+
+class RoomyTensors(_InPlace):
+    """As many slots as a conversation needs: more are made where it outgrows them.
+
+    The decoder graph looks at filled slots only, so what stands in the others doesn't matter.
+    """
+
+    def __init__(self, manifest: Manifest, provider: Provider) -> None:
+        super().__init__(manifest, provider)
+        self._image_slots = manifest.config.vision.num_image_tokens
+
+    def empty(self, batch: int) -> Tensors:
+        """[B, Hkv, S, D] each."""
+        return self._roomy((), 0, batch, USUAL_TEXT)
+
+    def before_image(self, batch: int) -> Tensors:
+        """Tensors [B, Hkv, N, D] of its own, which no conversation writes to."""
+        return self._roomy((), 0, batch, self._image_slots)
+
+    def after_image(self, image: VisionKV, cache: Cache) -> Tensors:
+        """Copies of the image's tensors, with room for text."""
+        return self._begun(image.tensors, image.slots, cache.capacity)
+
+    def with_room(self, cache: Cache, count: int) -> Tensors:
+        """What there is, or copies at least twice as long, up to the model's positions."""
+        batch, _, slots, _ = cache.tensors[0].shape()
+        needed = cache.length + count
+        if needed <= slots:
+            return cache.tensors
+        slots = min(max(2 * slots, needed), cache.capacity)
+        return self._roomy(cache.tensors, cache.length, batch, slots)
+
+    def first_slots(self, cache: Cache, length: int) -> Tensors:
+        """Copies of those slots, with room for more."""
+        return self._begun(cache.tensors, length, cache.capacity)
+
+    def _begun(self, tensors: Tensors, filled: int, capacity: int) -> Tensors:
+        batch = tensors[0].shape()[0]
+        return self._roomy(tensors, filled, batch, min(filled + USUAL_TEXT, capacity))
+
+    def _roomy(self, tensors: Tensors, filled: int, batch: int, slots: int) -> Tensors:
+        """Buffers of so many slots; the first `filled` of them are those of the tensors."""
+        # One allocation for all of them, which the system can map in large pages.
+        shape = (len(self._present), batch, self._heads, slots, self._head_dim)
+        buffers = np.empty(shape, self._dtype)
+        for buffer, tensor in zip(buffers, tensors, strict=bool(tensors)):
+            buffer[:, :, :filled] = tensor.numpy()[:, :, :filled]
+        return tuple(self._value(buffer) for buffer in buffers)
+
+
 def tensorkeeper(manifest: Manifest, provider: Provider) -> Tensorkeeper:
-    """Which of the two a bundle's graphs are made for.
+    """Which of the three a bundle's graphs are made for.
 
     Raises:
         BundleError: a type that ONNX Runtime can't keep the cache in.
     """
+    if manifest.dialect == "ort":
+        return RoomyTensors(manifest, provider)
     if manifest.cache_slots is None:
         return GrowingTensors(manifest, provider)
     return FixedTensors(manifest, provider, manifest.cache_slots)

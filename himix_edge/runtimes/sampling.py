@@ -88,15 +88,19 @@ class Sampler:
         Raises:
             BundleError: logits that are not finite.
         """
-        if not np.isfinite(logits).all():
+        likeliest = int(logits.argmax())  # where one is no number, that one
+        if not (math.isfinite(logits[likeliest]) and math.isfinite(logits.min())):
             raise BundleError(
                 "the decoder fails",
                 expected="finite logits",
                 found="NaN or infinity",
                 fix="export the bundle again; its verification names the tensor at fault",
             )
+        greedy = self.options.temperature == 0
+        if greedy and self.options.repetition_penalty == 1:
+            return likeliest
         scores = penalized(logits.astype(np.float64), text, self.options.repetition_penalty)
-        if self.options.temperature == 0:
+        if greedy:
             return int(scores.argmax())
         cumulative = probabilities(scores, self.options).cumsum()
         drawn = self._random.random() * cumulative[-1]

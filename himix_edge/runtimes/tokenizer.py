@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ class Tokenizer:
 
     A control token is one that is special (save that for unknown characters), or that the template
     uses. Only the template writes them: what looks like one in the user's words is plain text.
+
+    Attributes:
+        vocab_size: one more than the largest id.
     """
 
     def __init__(self, path: Path, chat: Chat) -> None:
@@ -32,7 +36,8 @@ class Tokenizer:
         """
         template = "".join((chat.first.before, chat.first.after, chat.next.before, chat.next.after))
         try:
-            description = json.loads(path.read_bytes())
+            text = path.read_text(encoding="utf-8")
+            description = json.loads(text)
             added, unknown = description["added_tokens"], _unknown_token(description["model"])
             controls = [
                 token
@@ -41,11 +46,10 @@ class Tokenizer:
                 and token["content"] != unknown
             ]
             self._hidden = {token["id"] for token in added if token["special"]}
-            self._tokenizer = _tokenizer_from(description)
-            for token in controls:
-                token["special"] = True
-            self._plain_tokenizer = _tokenizer_from(description)
             self._controls = {token["id"] for token in controls}
+            self.vocab_size = 1 + max([*_ids(description["model"]), *(t["id"] for t in added)])
+            self._text = text
+            self._tokenizer = _tokenizer_from(text)
         except Exception as error:  # of a bad file, `tokenizers` raises bare Exceptions
             raise BundleError(
                 f"cannot read {path}",
@@ -53,13 +57,17 @@ class Tokenizer:
                 found=next(iter(str(error).splitlines()), type(error).__name__),
                 fix="copy the bundle again, or export it again with: himix-edge export",
             ) from error
-        self._plain_tokenizer.encode_special_tokens = True
         self.chat = chat
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    @functools.cached_property
+    def _plain_tokenizer(self) -> tokenizers.Tokenizer:
+        """The same, by which control tokens are plain text; made for the first who writes one."""
+        description = json.loads(self._text)
+        for token in description["added_tokens"]:
+            token["special"] |= token["id"] in self._controls
+        tokenizer = _tokenizer_from(json.dumps(description))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def encode_turn(self, turn: Turn, words: str) -> list[int]:
         """The user's words as one turn of a conversation.
@@ -152,8 +160,13 @@ def _unknown_token(model: dict[str, Any]) -> str | None:
     return model.get("unk_token")
 
 
-def _tokenizer_from(description: object) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+def _ids(model: dict[str, Any]) -> Iterable[int]:
+    vocab = model["vocab"]
+    return vocab.values() if isinstance(vocab, dict) else range(len(vocab))  # Unigram's is a list
+
+
+def _tokenizer_from(text: str) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,17 +11,20 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 from tokenizers import AddedToken, Tokenizer, processors
 
 import himix_edge
-from himix_edge.contract import DECODER_GRAPH, Chat, Manifest, Turn
+from himix_edge.contract import DECODER_GRAPH, Chat, Dtype, Manifest, Turn
 from himix_edge.errors import (
     BundleError,
     CheckpointError,
+    ConfigError,
     ExportError,
     HimixError,
     OutputError,
@@ -31,6 +35,8 @@ from himix_edge.export.bundle import export_bundle
 from himix_edge.export.verify import BOUNDS, Parity, verify
 from himix_edge.files import sha256_of
 from himix_edge.models.checkpoints import Checkpoint
+from himix_edge.shapes.render import render
+from himix_edge.shapes.scenes import random_scene
 from tests import tiny
 from tests.export.conftest import Exported
 
@@ -99,6 +105,55 @@ def test_narrow_bundles_say_so(half_bundle: Path, bfloat: Exported, dtype: str) 
         for figures in manifest.parity[part].values():
             assert 1e-5 < figures["error"] < error  # rounded, and not by more than that
     assert f"Two ONNX graphs in {dtype}" in (folder / "README.md").read_text()
+
+
+def test_a_bundle_for_onnx_runtime_says_so_and_answers_as_the_portable_one(
+    ort_bundle: Path, tiny_bundle: Path
+) -> None:
+    assert sorted(path.name for path in ort_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
+    manifest = Manifest.read(ort_bundle)
+    manifest.check_files(ort_bundle)
+    assert (manifest.dialect, manifest.dtype, manifest.cache_slots) == ("ort", "float32", None)
+    for figures in (*manifest.parity["vision"].values(), *manifest.parity["decoder"].values()):
+        assert 0 < figures["error"] < manifest.parity["max_error"] / 10
+    assert manifest.parity["greedy_tokens"] == manifest.parity["greedy_tokens_equal"] >= 16
+    card = (ort_bundle / "README.md").read_text()
+    assert 'dialect "ort" (opset 23, with operators of ONNX Runtime\'s own)' in card
+    scene = render(random_scene(np.random.default_rng(2)), 40)
+    answers = []
+    for folder in (ort_bundle, tiny_bundle):
+        model = himix_edge.load(folder)
+        answers.append(model.generate(model.encode(scene), "describe", max_tokens=16).read())
+    assert answers[0] == answers[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "max_text", "message"),
+    [
+        (
+            {"head_dim": 24},
+            "float32",
+            None,
+            "head_dim that is a multiple of 16, found 24.*portable",
+        ),
+        ({}, "bfloat16", None, "float32 or float16, found bfloat16.*--dialect portable"),
+        ({}, "float32", 60, "max_text means nothing in the ort dialect.*--dialect native"),
+    ],
+)
+def test_what_onnx_runtime_can_t_run(
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    config: dict[str, Any],
+    dtype: Dtype,
+    max_text: int | None,
+    message: str,
+) -> None:
+    checkpoint = dataclasses.replace(tiny_checkpoint, config=tiny.tiny_config(**config))
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(
+            checkpoint, tmp_path / "bundle", dtype=dtype, dialect="ort", max_text=max_text
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_float16_takes_half_the_room(tiny_bundle: Path, half_bundle: Path) -> None:

@@ -171,7 +171,7 @@ def test_norms_of_values_whose_squares_overflow_float16(
     onnx_ir.save(changed, tmp_path / graph)
 
     pixels, ids = random_tensor(1, 3, 28, 28), random_ids(1, 5, 300)
-    slots = [random_tensor(1, 2, 4, 8, seed=seed) for seed in range(4)]
+    slots = [random_tensor(1, 2, 4, 16, seed=seed) for seed in range(4)]
     with torch.inference_mode():
         if graph == VISION_GRAPH:
             expected = flat(model.encode(pixels))

@@ -109,7 +109,6 @@ def test_a_mask_that_shows_one_slot_too_many_is_noticed(
             20,
             "max_text is too small: expected .* a short question and its answer, found 20",
         ),
-        ("ort", None, "no export is in the dialect 'ort'.*himix-edge quantize"),
     ],
 )
 def test_impossible_caches(

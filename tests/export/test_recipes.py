@@ -81,8 +81,8 @@ def test_the_whole_way_through_the_command(native: Path, tmp_path: Path, himix: 
     before = sum(record.size for record in Manifest.read(native).files.values())
     assert sum(record.size for record in manifest.files.values()) < before
     tokens = quantization.cost["decoder"]
-    assert tokens["same_tokens"] >= 0.8 * tokens["tokens"] > 0
-    assert 0.99 < tokens["tensors"][LOGITS]["cosine"] < 1
+    assert tokens["same_tokens"] >= 0.7 * tokens["tokens"] > 0
+    assert 0.98 < tokens["tensors"][LOGITS]["cosine"] < 1
     assert all(0.99 < c["cosine"] < 1 - 1e-7 for c in quantization.cost["vision"].values())
     answers = [
         himix_edge.load(folder).generate(
@@ -131,6 +131,8 @@ def test_a_portable_bundle_stays_one(half_bundle: Path, tmp_path: Path) -> None:
         (WeightChoice("fp8"), r"vision encoder of a portable bundle can't be fp8.*capability 8\.9"),
         (WeightChoice("int3"), r"vision encoder can't be 'int3'.*did you mean 'int"),
         (WeightChoice(decoder="int8", block_size=64), "block_size means nothing here"),
+        (WeightChoice(decoder="int8", head="int4"), "head is for ONNX Runtime on a CPU.*cpu"),
+        (WeightChoice(decoder="int4", prefill="int8"), "prefill is for ONNX Runtime on a CPU"),
     ],
 )
 def test_what_a_portable_bundle_refuses(
@@ -162,5 +164,5 @@ def test_what_a_native_bundle_refuses(native: Path, choice: WeightChoice, messag
 )
 def test_bundles_that_can_t_be_quantized(half_bundle: Path, changes: dict[str, Any]) -> None:
     manifest = dataclasses.replace(Manifest.read(half_bundle), **changes)
-    with pytest.raises(BundleError, match=r"can't be quantized: expected a portable bundle"):
+    with pytest.raises(BundleError, match=r"can't be quantized: expected an ort bundle"):
         recipe_for(half_bundle, manifest, WeightChoice(decoder="int8"))

@@ -145,6 +145,17 @@ def test_a_graph_of_another_model(folder: Path) -> None:
         check(asked(other), folder)
 
 
+def test_tokens_that_are_written_one_slot_too_late(
+    expected: Expected, ort_bundle: Path, tmp_path: Path
+) -> None:
+    """Slots that nothing was written into hold other numbers than zero in the comparison."""
+    folder = copied(ort_bundle, tmp_path / "ort")
+    assert check(expected, folder).greedy_tokens >= 16
+    tamper(folder / DECODER_GRAPH, "lengths.one", lambda one: one * 0)
+    with pytest.raises(ParityError, match=r"^decoder\.onnx gives other numbers than the model"):
+        check(expected, folder)
+
+
 @pytest.mark.parametrize("name", ["present.0.key", "present.1.value"])
 def test_a_cache_whose_old_slots_change(expected: Expected, folder: Path, name: str) -> None:
     """By less than any bound: what is cached is cached."""

@@ -163,6 +163,7 @@ def test_a_further_turn_goes_on_from_the_text_before(tmp_path: Path, reason: str
     assert (len(said), first.finish_reason) == (3, reason)
     second = conversation.ask("who", max_tokens=6)
     text = [1, *ids_of("what"), 2, *ids_of(said), 0, 1, *ids_of("who"), 2]
+    assert conversation._cache
     number = conversation._cache.tensors[0]
     for character in second:
         expected = arithmetic(number, text, list(range(len(text))))

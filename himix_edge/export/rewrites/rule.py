@@ -49,3 +49,20 @@ def constant(value: onnx_ir.Value) -> float:
             f"{value.name} is no constant", expected="one number", found=str(value.shape)
         )
     return float(tensor.numpy().reshape(()))
+
+
+def made_by(value: onnx_ir.Value | None, *op_types: str) -> onnx_ir.Node:
+    """The node that a value comes from.
+
+    Raises:
+        ExportError: it is of none of these types.
+    """
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in op_types:
+        raise ExportError(
+            f"{value.name if value is not None else 'a value'} is made otherwise than expected",
+            expected=" or ".join(op_types),
+            found=node.op_type if node else "an input or a constant",
+            fix="export with the torch version that this release pins",
+        )
+    return node

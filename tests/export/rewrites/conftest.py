@@ -22,7 +22,7 @@ from tests.tolerances import HALF_REWRITE, REWRITE
 Array = NDArray[Any]
 Rewrite = Callable[[onnx_ir.Model], None]
 CONFIG = tiny_config()
-LAYERS = 2
+LAYERS, HEAD_DIM = 2, CONFIG.decoder.head_dim
 FILLED, TOKENS = 6, 3  # slots that are filled, tokens that come: no two sizes of the graph alike
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from himix_edge.export.rewrites.attention import DecoderAttention, EncoderAttention
-from tests.export.rewrites.conftest import CONFIG, LAYERS, Subject, operators, raised
+from tests.export.rewrites.conftest import CONFIG, HEAD_DIM, LAYERS, Subject, operators, raised
 
 
 def test_the_decoder_s_numbers_are_the_same(subject: Subject) -> None:
@@ -38,6 +38,6 @@ def test_no_attribute_that_tensorrt_refuses(subject: Subject) -> None:
     for node in graph.graph:
         if node.op_type == "Attention":
             assert set(node.attributes) == {"scale"}
-            assert node.attributes["scale"].as_float() == pytest.approx(8**-0.5, rel=1e-3)
+            assert node.attributes["scale"].as_float() == pytest.approx(HEAD_DIM**-0.5, rel=1e-3)
             assert node.inputs[0] is not None
             assert node.inputs[0].producer().op_type != "Mul"  # type: ignore[union-attr]

@@ -9,7 +9,15 @@ from himix_edge.errors import ExportError
 from himix_edge.export.rewrites.attention import DecoderAttention
 from himix_edge.export.rewrites.tensor_scatter import fix_decoder_cache, fix_vision_cache
 from himix_edge.export.sessions import UNWRITTEN
-from tests.export.rewrites.conftest import FILLED, LAYERS, TOKENS, Subject, operators, raised
+from tests.export.rewrites.conftest import (
+    FILLED,
+    HEAD_DIM,
+    LAYERS,
+    TOKENS,
+    Subject,
+    operators,
+    raised,
+)
 
 SLOTS = 16
 PAST = past_names(LAYERS)
@@ -33,7 +41,7 @@ def test_the_decoder_writes_its_own_slots_alone(subject: Subject) -> None:
     feeds = subject.decoder_feeds(SLOTS)
     _, *cache = subject.run(fixed_decoder(subject), feeds)
     for name, part in zip(PAST, cache, strict=True):
-        assert part.shape == (2, 2, SLOTS, 8)
+        assert part.shape == (2, 2, SLOTS, HEAD_DIM)
         np.testing.assert_array_equal(part[:, :, :FILLED], feeds[name][:, :, :FILLED])
         assert not np.any(part[:, :, FILLED : FILLED + TOKENS] == UNWRITTEN)
         assert np.all(part[:, :, FILLED + TOKENS :] == UNWRITTEN)
@@ -54,7 +62,9 @@ def test_the_image_goes_into_the_first_slots(subject: Subject) -> None:
     graph = raised(subject.vision())
     fix_vision_cache(graph, PAST, SLOTS)
     feeds = subject.vision_feeds()
-    feeds |= {name: np.full((2, 2, SLOTS, 8), i, subject.dtype) for i, name in enumerate(PAST)}
+    feeds |= {
+        name: np.full((2, 2, SLOTS, HEAD_DIM), i, subject.dtype) for i, name in enumerate(PAST)
+    }
     cache = subject.run(graph, feeds)
     subject.same(image, [part[:, :, :4] for part in cache])
     for i, part in enumerate(cache):
@@ -64,7 +74,7 @@ def test_the_image_goes_into_the_first_slots(subject: Subject) -> None:
 def test_names_and_sizes_are_the_contract_s(subject: Subject) -> None:
     decoder, vision = fixed_decoder(subject), raised(subject.vision())
     fix_vision_cache(vision, PAST, SLOTS)
-    cache = ["batch", 2, SLOTS, 8]
+    cache = ["batch", 2, SLOTS, HEAD_DIM]
 
     def sizes(values: list[onnx_ir.Value]) -> dict[str | None, list[object]]:
         return {
