@@ -33,7 +33,7 @@ from himix_edge.files import whole_file
 
 
 def bundles_of(named: list[str]) -> dict[str, Path]:
-    """["tinyclip-int4=BUNDLE", ...] by name.
+    """["tinyclip-int4=BUNDLE", ...] by name; what follows the class in a name is free.
 
     Raises:
         ValueError: another name, or no such folder.
@@ -42,8 +42,8 @@ def bundles_of(named: list[str]) -> dict[str, Path]:
     known = [f"{encoder}-{group}" for encoder in IMAGE_TOKENS for group in CLASSES]
     for one in named:
         name, _, folder = one.partition("=")
-        if name not in known or not Path(folder).is_dir():
-            raise ValueError(f"--himix {one}: expected NAME=FOLDER, NAME one of {', '.join(known)}")
+        if "-".join(name.split("-")[:2]) not in known or not Path(folder).is_dir():
+            raise ValueError(f"--himix {one}: expected NAME=FOLDER, NAME like {', '.join(known)}")
         found[name] = Path(folder).resolve()
     return found
 

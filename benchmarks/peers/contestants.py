@@ -55,17 +55,20 @@ def decoders(models: Path) -> list[Contestant]:
     """The peers' decoders."""
     genai, openvino = ("on_genai", "Decoder"), ("on_openvino", "Decoder")
     llama, torch = ("on_llamacpp", "Decoder"), ("on_torch", "Decoder")
-    rows = [
-        ("GenAI int4, block 32", "GenAI", "int4", genai, "genai-int4-32-fused"),
-        ("GenAI int4, block 128", "GenAI", "int4", genai, "genai-int4-128"),
-        ("OpenVINO int4", "OpenVINO", "int4", openvino, "openvino-int4"),
-        ("llama.cpp Q4_0", "llama.cpp", "int4", llama, "llama/q4_0.gguf"),
-        ("GenAI int8", "GenAI", "int8", genai, "genai-int8-128"),
-        ("OpenVINO int8", "OpenVINO", "int8", openvino, "openvino-int8"),
-        ("llama.cpp Q8_0", "llama.cpp", "int8", llama, "llama/q8_0.gguf"),
-        ("GenAI fp32", "GenAI", "fp32", genai, "genai-fp32"),
-        ("llama.cpp F16", "llama.cpp", "fp32", llama, "llama/f16.gguf"),
-        ("transformers fp32", "transformers", "fp32", torch, "hf"),
+    coarse = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}  # activations to a scale; 32 by default
+    rows: list[tuple[str, str, str, tuple[str, str], str, dict[str, Any]]] = [
+        ("GenAI int4, block 32", "GenAI", "int4", genai, "genai-int4-32-fused", {}),
+        ("GenAI int4, block 128", "GenAI", "int4", genai, "genai-int4-128", {}),
+        ("OpenVINO int4", "OpenVINO", "int4", openvino, "openvino-int4", {}),
+        ("OpenVINO int4, by 128", "OpenVINO", "int4", openvino, "openvino-int4", coarse),
+        ("llama.cpp Q4_0", "llama.cpp", "int4", llama, "llama/q4_0.gguf", {}),
+        ("GenAI int8", "GenAI", "int8", genai, "genai-int8-128", {}),
+        ("OpenVINO int8", "OpenVINO", "int8", openvino, "openvino-int8", {}),
+        ("OpenVINO int8, by 128", "OpenVINO", "int8", openvino, "openvino-int8", coarse),
+        ("llama.cpp Q8_0", "llama.cpp", "int8", llama, "llama/q8_0.gguf", {}),
+        ("GenAI fp32", "GenAI", "fp32", genai, "genai-fp32", {}),
+        ("llama.cpp F16", "llama.cpp", "fp32", llama, "llama/f16.gguf", {}),
+        ("transformers fp32", "transformers", "fp32", torch, "hf", {}),
     ]
     environment = {"GenAI": "genai", "OpenVINO": "openvino", "llama.cpp": "llamacpp"}
     return [
@@ -74,9 +77,9 @@ def decoders(models: Path) -> list[Contestant]:
             peer,
             (group,),
             environment.get(peer, "transformers"),
-            {"answer": (*who, {"file" if "llama" in who[0] else "folder": str(models / place)})},
+            {"answer": (*who, {"file" if who is llama else "folder": str(models / place)} | extra)},
         )
-        for name, peer, group, who, place in rows
+        for name, peer, group, who, place, extra in rows
     ]
 
 
@@ -108,10 +111,10 @@ def encoders(models: Path) -> list[Contestant]:
 
 
 def himix(bundles: dict[str, Path], picture: Path) -> list[Contestant]:
-    """HiMix's bundles, named "tinyclip-int4" and the like."""
+    """HiMix's bundles, named "tinyclip-int4", "tinyclip-int4-small" and the like."""
     found = []
     for name, bundle in bundles.items():
-        encoder, _, group = name.partition("-")
+        encoder, group, *_ = name.split("-")
         role: Role = ("on_himix", "Pair", {"bundle": str(bundle), "picture": str(picture)})
         roles = {"encode": role, "answer": role}
         found.append(Contestant(f"{HIMIX} {name}", HIMIX, (group,), "", roles, encoder))

@@ -48,11 +48,13 @@ def figure(results: Results, group: str) -> Figure:
 
 
 def _prefills(axes: Axes, group: Results) -> None:
-    """Lines over N; HiMix's goes through all its bundles."""
+    """Lines over N; HiMix's go through the bundles of one kind."""
     lines: dict[str, dict[int, float]] = {}
     for name in named(group, "answer"):
         contestant = group["contestants"][name]
-        line = HIMIX if contestant["peer"] == HIMIX else name
+        line = name
+        if contestant["peer"] == HIMIX:
+            line = name.replace(f"{contestant['encoder']}-", "")
         for figure in contestant["samples"][0]:
             if figure.startswith("prefill"):
                 tokens = int(figure.split()[1])
@@ -81,7 +83,7 @@ def _pairs(axes: Axes, group: Results) -> None:
             axes.barh(at, seen, color=colour, alpha=0.5)
             axes.barh(at, 1e3 * row.prefill, left=seen, color=colour)
             axes.annotate(f" {1e3 * row.total:.0f}", (seen + 1e3 * row.prefill, at), va="center")
-            name = HIMIX if row.peer == HIMIX else row.name
+            name = row.name.replace(f"{encoder}-", "")
             labels.append((at, f"{name}, {encoder}, N = {tokens}"))
             at += 1
         at += 1

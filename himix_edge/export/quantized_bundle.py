@@ -177,12 +177,19 @@ def _with_quantization(
         vision=choice.vision,
         decoder=choice.decoder,
         block_size=recipe.block_size,
-        method=choice.method if choice.decoder else None,
+        method=_method(manifest, choice),
         cost=cost,
         head=choice.head,
         prefill=choice.prefill,
     )
     return dataclasses.replace(manifest, quantization=quantization)
+
+
+def _method(manifest: Manifest, choice: WeightChoice) -> str | None:
+    """How the decoder's weights were made to fit."""
+    if manifest.dialect == "ort" and choice.decoder == "int8":
+        return "smoothed"
+    return choice.method if choice.decoder else None
 
 
 def cost_table(quantization: Quantization | None) -> str:

@@ -117,7 +117,7 @@ def test_the_plot_has_a_line_a_decoder_and_a_bar_a_pair(results: dict[str, Any])
     left, right = plot.figure(results, "int4").axes
     points = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in left.lines}
     assert points["llama.cpp Q4_0"] == pytest.approx([400], rel=0, abs=1e-9)
-    assert points["HiMix"] == pytest.approx([60], rel=0, abs=1e-9)
+    assert points["HiMix int4"] == pytest.approx([60], rel=0, abs=1e-9)
     totals = [text.get_text().strip() for text in right.texts]
     assert totals == ["180", "520", "1020"]
 

@@ -242,7 +242,7 @@ def test_jetpack_6_builds_the_portable_dialect(
     himix("build", portable_bundle, "--max-cache", 100)
     found = find_engines(portable_bundle, Manifest.read(portable_bundle), device)
     prefill, decode = plan_of(found.decoder)["profiles"]
-    assert prefill["past_key_values.0.key"] == [[1, 2, 1, 8], [1, 2, 4, 8], [1, 2, 99, 8]]
+    assert prefill["past_key_values.0.key"] == [[1, 2, 1, 16], [1, 2, 4, 16], [1, 2, 99, 16]]
     assert decode["input_ids"] == [[1, 1]] * 3
 
 

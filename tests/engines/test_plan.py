@@ -204,7 +204,7 @@ def test_the_same_by_hand(bundle: Path, orin: EngineDevice) -> None:
         "--versionCompatible",
         "--stripWeights",
     ]
-    cache = "past_key_values.{}.{}:1x2x64x8"
+    cache = "past_key_values.{}.{}:1x2x64x16"
     caches = ",".join(cache.format(i, part) for i in range(2) for part in ("key", "value"))
     assert vision[8:] == [
         *(f"--{bound}Shapes=pixel_values:1x3x28x28,{caches}" for bound in ("min", "opt", "max")),
@@ -246,7 +246,7 @@ def test_text(bundle: Path) -> None:
     assert "flags       strongly typed, stripped of weights\n" in text
     assert "about 0.8 GB of memory to build it (an estimate)" in text
     assert "  prefill   input_ids, position_ids 1x1 .. 1x9 .. 1x9; write_indices 1; " in text
-    assert "past_key_values.0.key and 3 more 1x2x64x8\n" in text
+    assert "past_key_values.0.key and 3 more 1x2x64x16\n" in text
 
 
 @pytest.mark.usefixtures("orin")

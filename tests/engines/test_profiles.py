@@ -37,7 +37,7 @@ def test_vision_where_the_cache_grows(portable: Manifest) -> None:
 
 
 def test_vision_where_the_cache_is_fixed(native: Manifest) -> None:
-    pixels, cache = (1, 3, 28, 28), (1, 2, 64, 8)
+    pixels, cache = (1, 3, 28, 28), (1, 2, 64, 16)
     assert vision_profile(native).shapes == {
         "pixel_values": (pixels, pixels, pixels),
         "past_key_values.0.key": (cache, cache, cache),
@@ -55,15 +55,23 @@ def test_decoder_where_the_cache_is_fixed(native: Manifest) -> None:
     for profile in (prefill, decode):
         assert profile.shapes["position_ids"] == profile.shapes["input_ids"]
         assert profile.shapes["write_indices"] == ((1,), (1,), (1,))
-        assert profile.shapes["past_key_values.1.value"] == ((1, 2, 64, 8),) * 3
+        assert profile.shapes["past_key_values.1.value"] == ((1, 2, 64, 16),) * 3
         assert len(profile.shapes) == 3 + 4
 
 
 def test_decoder_where_the_cache_grows(portable: Manifest) -> None:
     prefill, decode = decoder_profiles(portable, Sizes(max_prompt=100, max_cache=200))
     assert prefill.shapes["input_ids"] == ((1, 1), (1, 64), (1, 100))
-    assert prefill.shapes["past_key_values.0.key"] == ((1, 2, 1, 8), (1, 2, 4, 8), (1, 2, 199, 8))
-    assert decode.shapes["past_key_values.0.key"] == ((1, 2, 1, 8), (1, 2, 132, 8), (1, 2, 199, 8))
+    assert prefill.shapes["past_key_values.0.key"] == (
+        (1, 2, 1, 16),
+        (1, 2, 4, 16),
+        (1, 2, 199, 16),
+    )
+    assert decode.shapes["past_key_values.0.key"] == (
+        (1, 2, 1, 16),
+        (1, 2, 132, 16),
+        (1, 2, 199, 16),
+    )
     assert "write_indices" not in prefill.shapes
 
 

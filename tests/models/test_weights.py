@@ -223,7 +223,7 @@ def test_random_weights_of_a_model_without_memory() -> None:
     norm = weights["decoder.model.norm.weight"]
     assert torch.equal(norm.read(), torch.ones(32))
     name = "injection.layers.1.k_proj.weight"
-    assert torch.equal(weights[name].read(), RandomWeight(name, (16, 32), 3).read())
+    assert torch.equal(weights[name].read(), RandomWeight(name, (32, 32), 3).read())
 
 
 # held, stacked
