@@ -26,7 +26,7 @@ Storage = Literal["int8", "int4", "fp8"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 STORAGE_BITS: dict[Storage, int] = {"int8": 8, "int4": 4, "fp8": 8}
-BLOCK: dict[Dialect, int] = {"ort": 32, "native": 64, "portable": 64}  # decoder weights to a scale
+BLOCK: dict[Dialect, int] = {"ort": 128, "native": 64, "portable": 64}  # decoder weights to a scale
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Setting:
 
     Attributes:
         target: a name of `TARGETS`: all but "cpu" run on a GPU, by engines that are built.
-        dialect: "portable" and "ort" hold two copies of the cache, a step's past and its present.
+        dialect: "portable" holds two copies of the cache, a step's past and its present; "ort"
+            holds the image's slots twice, as they came and in the conversation.
         dtype: of the cache, of activations, and of the weights that are not quantized.
         vision, weights: what the matrices of the vision graph and of the decoder are stored in;
             None is the dtype. In "ort", the decoder's head and embedding are then int8.
@@ -93,7 +94,7 @@ def setting_for(
         )
     return Setting(
         name,
-        "ort" if name == "cpu" and (vision or weights) else chosen.dialect,
+        chosen.dialect,
         chosen.dtype,
         _storage(vision),
         _storage(weights),
@@ -145,12 +146,13 @@ class Memory:
 def memory(config: HiMixConfig, setting: Setting) -> Memory:
     """What one session needs: batch 1, one image, a cache of N + `max_text` slots."""
     slots = config.vision.num_image_tokens + setting.max_text
-    copies = 1 if setting.dialect == "native" else 2
+    twice = {"portable": slots, "ort": config.vision.num_image_tokens, "native": 0}
+    kept = slots + twice[setting.dialect]
     return Memory(
         encoder_bytes(config.vision, setting),
         injection_bytes(config, setting),
         decoder_bytes(config.decoder, setting),
-        copies * sizes.kv_cache_bytes(config.decoder, slots, setting.number_bytes),
+        sizes.kv_cache_bytes(config.decoder, kept, setting.number_bytes),
         activation_bytes(config, setting),
         LIBRARIES if setting.on_gpu else 0,
     )
@@ -226,9 +228,14 @@ def injection_bytes(config: HiMixConfig, setting: Setting) -> int:
 
 
 def decoder_bytes(config: DecoderConfig, setting: Setting) -> int:
-    """Its layers, and its embedding and head, which may be one."""
+    """Its layers, its embedding and head, which may be one; in "ort" every position's rotation."""
     tables = 1 if config.tie_word_embeddings else 2
-    return layers_bytes(config, setting) + tables * table_bytes(config, setting)
+    rotary = config.max_position_embeddings * config.head_dim if setting.dialect == "ort" else 0
+    return (
+        layers_bytes(config, setting)
+        + tables * table_bytes(config, setting)
+        + rotary * setting.number_bytes
+    )
 
 
 def layers_bytes(config: DecoderConfig, setting: Setting) -> int:
@@ -239,6 +246,8 @@ def layers_bytes(config: DecoderConfig, setting: Setting) -> int:
     matrices = config.num_hidden_layers * h * row
     tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * h
     rest = sizes.decoder_parameters(config) - tables - matrices
+    if setting.dialect == "ort" and setting.weights == "int8":
+        return matrices + rest * setting.number_bytes  # the scales, one an output, aside
     return _by_block(matrices, setting.weights, setting) + rest * setting.number_bytes
 
 
