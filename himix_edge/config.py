@@ -17,6 +17,7 @@ from himix_edge.plain import dataclass_from_dict, shown
 Design = Literal["himix", "uniform", "hierarchical", "vanilla"]
 ResizeMode = Literal["squash", "crop"]
 VisionFamily = Literal["clip", "siglip"]
+KeyRotation = Literal["none", "slots"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class VisionConfig:
         model_type: "clip" has a class token and a norm before the first layer, "siglip" neither.
         feature_layer: whose hidden state are the vision features X_v, counted as HF counts
             `hidden_states`: -1 is the last layer's, -2 the one before, as in LLaVA.
+        joined_layers: whose hidden states stand beside it in X_v, lower layers all.
+        skipped_patches: how many patches, from the first on, are no part of X_v: 1 where a model
+            that was written for CLIP's class token drops SigLIP's first patch in its place.
     """
 
     image_size: int
@@ -64,6 +68,8 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
     feature_layer: int = -1
     model_type: VisionFamily = "clip"
+    joined_layers: tuple[int, ...] = ()
+    skipped_patches: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps", "patch_size")
@@ -80,11 +86,36 @@ class VisionConfig:
                 expected=f"-{self.num_hidden_layers} to -1",
                 found=str(self.feature_layer),
             )
+        joined = self.joined_layers
+        lower = all(-self.num_hidden_layers <= layer < self.feature_layer for layer in joined)
+        if not lower or len(set(joined)) < len(joined):
+            raise ConfigError(
+                "joined_layers are off",
+                expected=f"different ones from -{self.num_hidden_layers} to below feature_layer "
+                f"({self.feature_layer})",
+                found=shown(joined),
+            )
+        if not 0 <= self.skipped_patches < self.num_patches:
+            raise ConfigError(
+                "skipped_patches is off",
+                expected=f"0 to {self.num_patches - 1}",
+                found=str(self.skipped_patches),
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """The whole patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
 
     @property
     def num_image_tokens(self) -> int:
-        """N: the whole patches; a class token is no part of X_v."""
-        return (self.image_size // self.patch_size) ** 2
+        """N: the patches in X_v; a class token is no part of it."""
+        return self.num_patches - self.skipped_patches
+
+    @property
+    def feature_size(self) -> int:
+        """d_v: the width of X_v."""
+        return self.hidden_size * (1 + len(self.joined_layers))
 
 
 @dataclass(frozen=True)
@@ -140,20 +171,66 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class ProjectionConfig:
+    """What a HiMix layer's W_v^K and W_v^V are applied to; by default X_v itself, as in the paper.
+
+    Attributes:
+        neighbourhood: 3 puts the features of the eight patches around beside each patch's own.
+        connector_size: the width of a two-layer map of X_v (LLaVA's connector) whose output, at
+            root mean square 1, stands beside the features; None is without one.
+        bias: whether the two maps have a bias.
+    """
+
+    neighbourhood: Literal[1, 3] = 1
+    connector_size: int | None = None
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.connector_size is not None:
+            _positive(self, "connector_size")
+
+    def input_size(self, feature_size: int) -> int:
+        """The width of what the maps are applied to, from that of X_v."""
+        return feature_size * self.neighbourhood**2 + (self.connector_size or 0)
+
+
+@dataclass(frozen=True)
 class HiMixConfig:
     """A whole model: the encoder, the decoder, and how the image reaches the decoder.
+
+    The last three are for models that were converted from a vanilla one; a HiMix model as in the
+    paper has their defaults. See `docs/convert.md`.
 
     Attributes:
         design: "himix" (paper 3.2), "uniform" (figure 4a), "hierarchical" (figure 4b), or
             "vanilla" (3.1).
+        projection: what the maps of the design "himix" are applied to.
+        vision_key_rotation: "slots" gives the image's keys a rotary embedding: slot n of N stands
+            at n - N, ahead of the text; "none" is the paper's.
+        prefix_tokens: P, tokens of fixed text ahead of the image: their keys and values are
+            weights of the model, and the first slots of every cache.
     """
 
     vision: VisionConfig
     decoder: DecoderConfig
     preprocess: PreprocessConfig
     design: Design = "himix"
+    projection: ProjectionConfig = ProjectionConfig()
+    vision_key_rotation: KeyRotation = "none"
+    prefix_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if self.prefix_tokens < 0:
+            raise ConfigError(
+                "prefix_tokens is off", expected="0 or more", found=str(self.prefix_tokens)
+            )
+        converted = (self.projection, self.vision_key_rotation, self.prefix_tokens)
+        if self.design != "himix" and converted != (ProjectionConfig(), "none", 0):
+            raise ConfigError(
+                "projection, vision_key_rotation and prefix_tokens are off",
+                expected=f"their defaults in the design {self.design!r}",
+                found=shown(converted),
+            )
         if self.preprocess.image_size != self.vision.image_size:
             raise ConfigError(
                 "preprocess.image_size is off",
@@ -163,7 +240,7 @@ class HiMixConfig:
         if self.max_text_tokens < 1:
             raise ConfigError(
                 "decoder.max_position_embeddings is off",
-                expected=f"more than the {self.text_offset} that the image takes",
+                expected=f"more than the {self._positions_before_text} that the image takes",
                 found=str(self.decoder.max_position_embeddings),
             )
 
@@ -173,9 +250,19 @@ class HiMixConfig:
         return self.vision.num_image_tokens if self.design == "vanilla" else 0
 
     @property
+    def image_slots(self) -> int:
+        """How many slots of a cache are filled before there is any text: P + N."""
+        return self.prefix_tokens + self.vision.num_image_tokens
+
+    @property
     def max_text_tokens(self) -> int:
         """How many text tokens, question and answer together, the positions suffice for."""
-        return self.decoder.max_position_embeddings - self.text_offset
+        return self.decoder.max_position_embeddings - self._positions_before_text
+
+    @property
+    def _positions_before_text(self) -> int:
+        """As many as the image takes, be it from 0 on or, in a converted model, ahead of 0."""
+        return self.image_slots if self.vision_key_rotation == "slots" else self.text_offset
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""

@@ -81,7 +81,7 @@ def plan_for(model: Model, text: int, *, vanilla: bool) -> Plan:
     """
     if text < 1:
         raise ConfigError("text is out of range", expected="1 or more tokens", found=str(text))
-    images = model.manifest.config.vision.num_image_tokens
+    images = model.manifest.config.image_slots
     slots = model.engine.open(None).capacity  # without an image
     room = slots - (images if vanilla else 0)
     if model.manifest.cache_slots is not None:
@@ -140,7 +140,7 @@ def first_token(model: Model, picture: Path, ids: IntArray, candidate: Candidate
 
 def run(model: Model, picture: Path, plan: Plan, candidate: Candidate) -> Timing:
     """One candidate's turn."""
-    engine, images = model.engine, model.manifest.config.vision.num_image_tokens
+    engine, images = model.engine, model.manifest.config.image_slots
     prompt = plan.tokens(plan.text + (images if candidate == "vanilla" else 0))
     answer = first_token(model, picture, prompt, candidate)
     began, seen, encoded, first = answer.seconds

@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     marks = [int(started), time.monotonic_ns()]
     model = load(folder, device="cpu", threads=int(threads[0]) if threads else None)
     marks.append(time.monotonic_ns())
-    images = model.manifest.config.vision.num_image_tokens if candidate == "vanilla" else 0
+    images = model.manifest.config.image_slots if candidate == "vanilla" else 0
     ids = np.array([token_ids(model, images + int(text))], np.int64)
     first_token(model, Path(picture), ids, "vanilla" if images else "himix")
     marks.append(time.monotonic_ns())

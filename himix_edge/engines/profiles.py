@@ -69,7 +69,7 @@ def engine_sizes(
         ConfigError: a size that the bundle has no room for, or a second opinion on a cache whose
             size its export has fixed.
     """
-    image, fixed = manifest.config.vision.num_image_tokens, manifest.cache_slots
+    image, fixed = manifest.config.image_slots, manifest.cache_slots
     longest = image + manifest.config.max_text_tokens
     if fixed is not None and max_cache not in (None, fixed):
         raise ConfigError(
@@ -108,7 +108,7 @@ def vision_profile(manifest: Manifest) -> Profile:
 
 def decoder_profiles(manifest: Manifest, sizes: Sizes) -> tuple[Profile, Profile]:
     """Prefill, 1 to `max_prompt` tokens, and decode, one."""
-    image, longest = manifest.config.vision.num_image_tokens, sizes.max_cache - 1
+    image, longest = manifest.config.image_slots, sizes.max_cache - 1
     prompt = min(TYPICAL_PROMPT, sizes.max_prompt)
     answering = min(image + 2 * TYPICAL_PROMPT, longest)
     return (

@@ -171,7 +171,7 @@ def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) ->
             expected=f"1 to the {most} that the model has positions for",
             found=str(text),
         )
-    return config.vision.num_image_tokens + text
+    return config.image_slots + text
 
 
 def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
@@ -242,7 +242,7 @@ def _asked(
 
 def _require_room(manifest: Manifest, tokens: int) -> None:
     """A cache of fixed size must hold what the graphs are compared on, at least."""
-    slots, image = manifest.cache_slots, manifest.config.vision.num_image_tokens
+    slots, image = manifest.cache_slots, manifest.config.image_slots
     if slots and slots < image + tokens:
         raise ConfigError(
             "max_text is too small",

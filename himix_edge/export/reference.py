@@ -43,7 +43,7 @@ class TorchEngine:
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
         kv = self._model.encode(torch.from_numpy(pixel_values))
-        return VisionKV(tuple(kv), self._model.config.vision.num_image_tokens)
+        return VisionKV(tuple(kv), self._model.config.image_slots)
 
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first N slots are the image, or none."""

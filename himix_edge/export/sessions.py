@@ -84,7 +84,7 @@ class VisionSession:
             empty = np.full(shape, UNWRITTEN, dtype)
             feeds.update(dict.fromkeys(past_names(decoder.num_hidden_layers), empty))
         kv: list[Array] = self.session.run(self.names, feeds)
-        return [part[:, :, : self.config.vision.num_image_tokens] for part in kv]
+        return [part[:, :, : self.config.image_slots] for part in kv]
 
 
 class DecoderSession:
@@ -136,7 +136,7 @@ def decoder_feeds(
         slots: of the graph's cache.
     """
     filled = past[0].shape[2]
-    first = filled - config.vision.num_image_tokens + config.text_offset
+    first = filled - config.image_slots + config.text_offset
     positions = np.broadcast_to(np.arange(first, first + ids.shape[1]), ids.shape)
     feeds = {INPUT_IDS: ids, POSITION_IDS: np.ascontiguousarray(positions)}
     if slots is not None:

@@ -36,12 +36,12 @@ class HiMix(nn.Module):
 
         Args:
             input_ids: [B, M]
-            past: per layer [B, Hkv, P, D], the first N slots being the image's.
+            past: per layer [B, Hkv, P, D], the first `image_slots` being the image's.
 
         Returns:
             logits [B, M, V], and the cache with M more slots.
         """
-        first = past[0].key.shape[2] - self.config.vision.num_image_tokens + self.config.text_offset
+        first = past[0].key.shape[2] - self.config.image_slots + self.config.text_offset
         positions = first + torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden, present = self.decoder(input_ids, positions.expand(input_ids.shape), past)
         return self.decoder.logits(hidden), present

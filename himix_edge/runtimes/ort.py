@@ -99,7 +99,7 @@ class OrtEngine:
         pixels = np.ascontiguousarray(pixel_values)  # a binding does not keep it alive
         self._bind_inputs(binding, {contract.PIXEL_VALUES: pixels})
         self._run(self._vision, PREFILL, binding)
-        return VisionKV(self._keeper.present(binding, past), self._config.vision.num_image_tokens)
+        return VisionKV(self._keeper.present(binding, past), self._config.image_slots)
 
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first N slots are the image, or none."""

@@ -187,7 +187,7 @@ class RoomyTensors(_InPlace):
 
     def __init__(self, manifest: Manifest, provider: Provider) -> None:
         super().__init__(manifest, provider)
-        self._image_slots = manifest.config.vision.num_image_tokens
+        self._image_slots = manifest.config.image_slots
 
     def empty(self, batch: int) -> Tensors:
         """[B, Hkv, S, D] each."""

@@ -27,7 +27,7 @@ def vision_nodes(manifest: contract.Manifest) -> tuple[Nodes, Nodes]:
     slots = manifest.cache_slots
     if slots is not None:
         inputs |= _cache_nodes(manifest, contract.past_names(layers), slots)
-    written = slots or manifest.config.vision.num_image_tokens
+    written = slots or manifest.config.image_slots
     return inputs, _cache_nodes(manifest, contract.present_names(layers), written)
 
 

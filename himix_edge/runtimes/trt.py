@@ -108,7 +108,7 @@ class TrtEngine:
                 self._bind_past(context, lease.set, self._sizes.max_cache)
             self._bind_present(context, lease.set)
             context.enqueue(stream)
-        return VisionKV((lease,), self._config.vision.num_image_tokens, wait=lease.set.wait)
+        return VisionKV((lease,), self._config.image_slots, wait=lease.set.wait)
 
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first N slots are the image, or none.

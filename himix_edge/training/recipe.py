@@ -41,6 +41,7 @@ class Recipe:
 ASKED = ("describe", "count", "colour", "exists", "relation", "relation", "which", "which")
 ASKED_RELATIONS = ("describe", "count", "colour", "exists", "which", *["relation"] * 4)
 ASKED_ALIKE = (*["describe", "count", "relation"] * 2, "colour", "exists", "which")
+ASKED_TEACHER = (*ASKED_RELATIONS, "count")
 ASKED_COUNTS = (*["count"] * 3, *["describe", "exists"] * 2, "colour", "relation", "which")
 
 SHAPES = Recipe(
@@ -91,7 +92,17 @@ ABLATION = Recipe(
     ),
     encoder=DEMO_CHECKPOINT,
 )
-RECIPES = {recipe.name: recipe for recipe in (SHAPES, ABLATION)}
+# The same, and then on until it answers well: what `convert` is tried on, as a vanilla model.
+TEACHER = Recipe(
+    name="shapes-teacher",
+    config=SHAPES.config,
+    phases=(
+        *ABLATION.phases,
+        Phase("practice", steps=3000, scenes=12, learning_rate=8e-4, asked=ASKED_TEACHER),
+    ),
+    encoder=DEMO_CHECKPOINT,
+)
+RECIPES = {recipe.name: recipe for recipe in (SHAPES, ABLATION, TEACHER)}
 
 
 def train(

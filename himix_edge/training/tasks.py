@@ -100,7 +100,7 @@ class LanguageTask:
 
     def __init__(self, model: HiMix, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer, self.model = model.config, tokenizer, model
-        self.eye = INJECTIONS[model.config.design](SYMBOLS, model.config.decoder)
+        self.eye = INJECTIONS[model.config.design](SYMBOLS, model.config)
         self.trained = nn.ModuleDict({"decoder": model.decoder, "eye": self.eye})
 
     def outcome(self, scenes: int, kinds: Kinds, rng: np.random.Generator) -> Outcome:

@@ -121,7 +121,8 @@ def test_in_the_vanilla_design_an_image_token_has_a_position_and_sees_the_earlie
     ],
 )
 def test_parameters_by_formula(design: Design, expected: int) -> None:
-    assert parameters(INJECTIONS[design](20, DECODER)) == expected
+    config = HiMixConfig(VISION, DECODER, PreprocessConfig(VISION.image_size), design)
+    assert parameters(INJECTIONS[design](20, config)) == expected
 
 
 QWEN2_05B = DecoderConfig(151936, 896, 4864, 24, 14, 2, 64, 32768, attention_bias=True)
@@ -138,9 +139,10 @@ def test_parameters_of_the_papers_table_3(
     decoder: DecoderConfig, without: float, with_himix: float
 ) -> None:
     """In billions; the features are SigLIP so400m's, 1152 wide."""
+    config = HiMixConfig(VISION, decoder, PreprocessConfig(VISION.image_size))
     with torch.device("meta"):
         plain = parameters(Decoder(decoder))
-        added = parameters(INJECTIONS["himix"](1152, decoder))
+        added = parameters(INJECTIONS["himix"](1152, config))
     assert round(plain / 1e9, 2) == without
     assert round((plain + added) / 1e9, 2) == with_himix
 

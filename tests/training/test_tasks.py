@@ -18,7 +18,7 @@ from himix_edge.models.himix import HiMix
 from himix_edge.training.data import NO_LOSS, image_batch, scene_batch, text_batch
 from himix_edge.training.labels import CLASSES, labels_of
 from himix_edge.training.loop import Phase
-from himix_edge.training.recipe import ABLATION, ASKED, RECIPES, SHAPES, Recipe, train
+from himix_edge.training.recipe import ABLATION, ASKED, RECIPES, SHAPES, TEACHER, Recipe, train
 from himix_edge.training.tasks import TaskName, initialised_model, task_from_name
 from himix_edge.training.tokens import tokenizer_from_world
 
@@ -187,7 +187,9 @@ def test_an_encoder_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_the_ablation_is_one_recipe_for_the_four_designs() -> None:
-    assert RECIPES == {"shapes": SHAPES, "shapes-ablation": ABLATION}
+    assert RECIPES == {"shapes": SHAPES, "shapes-ablation": ABLATION, "shapes-teacher": TEACHER}
+    assert TEACHER.phases[:3] == ABLATION.phases
+    assert set(TEACHER.phases[3].asked) == set(ASKED)
     assert ABLATION.config == SHAPES.config == read_checkpoint(DEMO_CHECKPOINT).config
     assert ABLATION.encoder == DEMO_CHECKPOINT
     assert [phase.task for phase in ABLATION.phases] == ["language", "projections", "finetune"]

@@ -139,7 +139,7 @@ def _rotary_tables(
     tape: Tape, config: HiMixConfig, dtype: onnx_ir.DataType | None
 ) -> list[onnx_ir.Value]:
     """cos and sin [slots, D / 2]: the operator wants a row a slot, though text begins at 0."""
-    slots = config.decoder.max_position_embeddings + config.vision.num_image_tokens
+    slots = config.decoder.max_position_embeddings + config.image_slots
     positions = np.arange(slots, dtype=np.float32)
     angles = positions[:, None] * inverse_frequencies(config.decoder).numpy()  # as the model does
     numbers = (dtype or onnx_ir.DataType.FLOAT).numpy()

@@ -35,7 +35,7 @@ def ort_vision(graph: onnx_ir.Model, config: HiMixConfig) -> None:
     vision = config.vision
     layers = vision.num_hidden_layers + 1 + vision.feature_layer
     if graph.graph.outputs[0].dtype is FP32:
-        tokens = vision.num_image_tokens
+        tokens = vision.num_patches
         attention = FlashAttention if tokens >= FLASH_TOKENS else WholeAttention
         attention.apply(graph, times=layers)
         activation = vision.hidden_act
