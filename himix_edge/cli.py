@@ -1,7 +1,8 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
-In `cli_lab.py`: models, trained, judged and reckoned. In `cli_bench.py`: bundles, timed.
+In `cli_lab.py`: models, trained, judged and reckoned. In `cli_convert.py`: models of another kind,
+made into ours. In `cli_bench.py`: bundles, timed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import typer
 
 from himix_edge import __version__
 from himix_edge.cli_bench import bench_app
+from himix_edge.cli_convert import convert_app, converted_checkpoint
 from himix_edge.cli_device import device
-from himix_edge.cli_lab import Device, Json, Threads, lab
+from himix_edge.cli_lab import Device, Json, Threads, lab, refuse_beside
 from himix_edge.contract import FileRecord, Manifest
 from himix_edge.errors import HimixError
 
@@ -32,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(device)
+app.add_typer(convert_app)
 app.add_typer(lab)
 app.add_typer(bench_app)
 
@@ -101,6 +104,7 @@ def run(
 
 @app.command()
 def export(
+    context: typer.Context,
     encoder: Annotated[
         str | None, typer.Option(help="A vision encoder: see `models`; or a folder, or a hub id.")
     ] = None,
@@ -114,6 +118,10 @@ def export(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="To measure a device before any training.")
     ] = False,
+    llava: Annotated[
+        str | None,
+        typer.Option("--from", help="A LLaVA to `convert` first, with the --calibration pictures."),
+    ] = None,
     target: Annotated[
         str,
         typer.Option(help="For cpu, jetpack-6.2, jetpack-7.2, tensorrt or rtx."),
@@ -129,7 +137,7 @@ def export(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="A folder of pictures, to see what float16 can't hold; besides scenes."),
+        typer.Option(help="A folder of pictures: to convert with, to see what float16 can't hold."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
@@ -142,6 +150,9 @@ def export(
     from himix_edge.models.pairs import chosen_checkpoint
 
     graphs = targets.target(target).updated(dialect, dtype)
+    if llava is not None:
+        refuse_beside("--from", context, "encoder", "decoder", "checkpoint", "random_weights")
+        checkpoint = converted_checkpoint(llava, calibration, output)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
     with progress.phases(f"Exporting {source.name}") as report:

@@ -82,19 +82,31 @@ def evaluate(
 
 @lab.command()
 def scene(
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file.")],
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file; or a folder.")],
     seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
     size: Annotated[int, typer.Option(help="Pixels each way.", min=16, max=4096)] = 336,
     answer: Annotated[bool, typer.Option("--answer", help="Print its true description.")] = False,
+    count: Annotated[
+        int | None, typer.Option(help="A folder of so many, with questions and right answers.")
+    ] = None,
 ) -> None:
-    """Draw a random scene of the demo model's world."""
+    """Draw a random scene of the demo model's world, or a folder of them."""
     import numpy as np
 
+    from himix_edge import progress
     from himix_edge.files import whole_file
+    from himix_edge.shapes.album import write_album
     from himix_edge.shapes.questions import description
     from himix_edge.shapes.render import render
     from himix_edge.shapes.scenes import random_scene
 
+    if count is not None:
+        refuse_beside("--count", context, "size", "answer")
+        with progress.steps() as bars:
+            write_album(output, count, seed, lambda done: bars.update("drawing", done, count, ""))
+        print(output)
+        return
     drawn = random_scene(np.random.default_rng(seed))
     with whole_file(output) as file:
         render(drawn, size).save(file, format="PNG")
@@ -124,7 +136,7 @@ def flops(
     from himix_edge.analysis.plot import save_plot
 
     if paper:
-        _refuse_beside("--paper", context, "encoder", "decoder", "text", "image_tokens", "plot")
+        refuse_beside("--paper", context, "encoder", "decoder", "text", "image_tokens", "plot")
         figures = cells()
         if as_json:
             print(json.dumps({"cells": report.paper_report(figures)}, indent=2))
@@ -154,7 +166,7 @@ def models(as_json: Json = False) -> None:
         report.print_tables(report.models_tables(result))
 
 
-def _refuse_beside(flag: str, context: typer.Context, *names: str) -> None:
+def refuse_beside(flag: str, context: typer.Context, *names: str) -> None:
     """Misuse, where an option was given that `flag` has no use for."""
     for name in names:
         source = context.get_parameter_source(name)

@@ -1,16 +1,19 @@
 """The contract between export and runtime: tensor names, shapes, dtypes, and the manifest.
 
     vision.onnx    pixel_values [B, 3, H, W]
-                   -> present.{i}.key, present.{i}.value [B, Hkv, N, D], one pair a layer
+                   -> present.{i}.key, present.{i}.value [B, Hkv, I, D], one pair a layer
     decoder.onnx   input_ids [B, M], position_ids [B, M],
                    past_key_values.{i}.key, past_key_values.{i}.value [B, Hkv, P, D]
                    -> logits [B, 1, V] of the last token,
                       present.{i}.key, present.{i}.value [B, Hkv, P + M, D]
 
+I are the slots that an image fills: its N tokens and, ahead of them, P of a converted model's fixed
+text, which are the same for every image (`HiMixConfig.image_slots`).
+
 In the native dialect the cache has a fixed size of S slots, and both graphs write into it:
 
     vision.onnx    pixel_values [B, 3, H, W], past_key_values.* [B, Hkv, S, D]
-                   -> present.* [B, Hkv, S, D], the first N slots being the image
+                   -> present.* [B, Hkv, S, D], the first I slots being the image
     decoder.onnx   input_ids [B, M], position_ids [B, M], write_indices [B],
                    past_key_values.* [B, Hkv, S, D]
                    -> logits [B, 1, V], present.* [B, Hkv, S, D], M slots from write_indices on new
@@ -23,8 +26,8 @@ for whoever runs it to choose, buffer by buffer, that B is 1, and that a new buf
 anything. Beside a decoder.onnx that is fast with one token there may be a prefill.onnx that is fast
 with many: the same inputs and outputs, over the same buffers.
 
-A HiMix decoder is a stock causal decoder whose first N cache slots were written by the vision side;
-the text token in slot N + t stands at rotary position `text_offset + t`. The names are those of
+A HiMix decoder is a stock causal decoder whose first I cache slots were written by the vision side;
+the text token in slot I + t stands at rotary position `text_offset + t`. The names are those of
 ONNX Runtime GenAI. What vision calls present, the decoder's first step calls past.
 """
 

@@ -14,7 +14,9 @@ from himix_edge.config import (
     DecoderConfig,
     Design,
     HiMixConfig,
+    KeyRotation,
     PreprocessConfig,
+    ProjectionConfig,
     RopeScaling,
     VisionConfig,
     VisionFamily,
@@ -72,8 +74,10 @@ def rope_scalings(draw: st.DrawFn) -> RopeScaling:
 @st.composite
 def configs(draw: st.DrawFn) -> HiMixConfig:
     patch, layers, heads = draw(factors), draw(factors), draw(factors)
+    side, feature_layer = draw(factors), -draw(st.integers(1, layers))
+    lower = range(-layers, feature_layer)
     vision = VisionConfig(
-        image_size=patch * draw(factors) + draw(st.integers(0, patch - 1)),
+        image_size=patch * side + draw(st.integers(0, patch - 1)),
         patch_size=patch,
         hidden_size=heads * draw(factors),
         intermediate_size=draw(sizes),
@@ -81,9 +85,12 @@ def configs(draw: st.DrawFn) -> HiMixConfig:
         num_attention_heads=heads,
         hidden_act=draw(st.sampled_from(["gelu", "quick_gelu"])),
         layer_norm_eps=draw(numbers),
-        feature_layer=-draw(st.integers(1, layers)),
+        feature_layer=feature_layer,
         model_type=draw(st.sampled_from(get_args(VisionFamily))),
+        joined_layers=tuple(layer for layer in lower if draw(st.booleans())),
+        skipped_patches=draw(st.integers(0, side * side - 1)),
     )
+    prefix_tokens = draw(st.integers(0, 40))
     kv_heads, vocab_size = draw(factors), draw(sizes)
     decoder = DecoderConfig(
         vocab_size=vocab_size,
@@ -93,7 +100,7 @@ def configs(draw: st.DrawFn) -> HiMixConfig:
         num_attention_heads=kv_heads * draw(factors),
         num_key_value_heads=kv_heads,
         head_dim=2 * draw(factors),
-        max_position_embeddings=vision.num_image_tokens + draw(sizes),
+        max_position_embeddings=prefix_tokens + vision.num_image_tokens + draw(sizes),
         rms_norm_eps=draw(numbers),
         rope_theta=draw(numbers),
         attention_bias=draw(st.booleans()),
@@ -108,7 +115,14 @@ def configs(draw: st.DrawFn) -> HiMixConfig:
         image_mean=draw(triples),
         image_std=draw(triples),
     )
-    return HiMixConfig(vision, decoder, preprocess, draw(st.sampled_from(get_args(Design))))
+    design: Design = draw(st.sampled_from(get_args(Design)))
+    if design != "himix":
+        return HiMixConfig(vision, decoder, preprocess, design)
+    projection = ProjectionConfig(
+        draw(st.sampled_from([1, 3])), draw(st.none() | sizes), draw(st.booleans())
+    )
+    rotation = draw(st.sampled_from(get_args(KeyRotation)))
+    return HiMixConfig(vision, decoder, preprocess, design, projection, rotation, prefix_tokens)
 
 
 @settings(deadline=None, max_examples=50)
@@ -150,7 +164,8 @@ def test_defaults_may_be_left_out() -> None:
         ("desing", "himix", "unknown key 'desing' in HiMixConfig. To mend it: "
          "did you mean 'design'?"),
         ("xyz", 1, "unknown key 'xyz' in HiMixConfig. To mend it: "
-         "use one of: vision, decoder, preprocess, design"),
+         "use one of: vision, decoder, preprocess, design, projection, vision_key_rotation, "
+         "prefix_tokens"),
         # mistyped
         ("vision.image_size", "112", "vision.image_size is off: expected int, found '112'"),
         ("vision.image_size", True, "vision.image_size is off: expected int, found True"),
@@ -211,6 +226,21 @@ def test_defaults_may_be_left_out() -> None:
          "expected a positive number, found nan"),
         ("decoder.rope_theta", float("inf"), "rope_theta is off: "
          "expected a positive number, found inf"),
+        ("vision.joined_layers", [-3, -3], "joined_layers are off: expected different ones "
+         "from -4 to below feature_layer (-2), found (-3, -3)"),
+        ("vision.joined_layers", [-2], "joined_layers are off: expected different ones "
+         "from -4 to below feature_layer (-2), found (-2,)"),
+        ("vision.joined_layers", [-5], "joined_layers are off: expected different ones "
+         "from -4 to below feature_layer (-2), found (-5,)"),
+        ("vision.skipped_patches", 64, "skipped_patches is off: expected 0 to 63, found 64"),
+        ("vision.skipped_patches", -1, "skipped_patches is off: expected 0 to 63, found -1"),
+        ("projection.neighbourhood", 2, "projection.neighbourhood can't be 2. To mend it: "
+         "use one of: 1, 3"),
+        ("projection.connector_size", 0, "connector_size is off: "
+         "expected a positive number, found 0"),
+        ("vision_key_rotation", "slot", "vision_key_rotation can't be 'slot'. To mend it: "
+         "did you mean 'slots'?"),
+        ("prefix_tokens", -1, "prefix_tokens is off: expected 0 or more, found -1"),
         ("preprocess.image_size", 224, "preprocess.image_size is off: "
          "expected the encoder's 112, found 224"),
         ("preprocess.image_std", [0.5, 0, 0.5], "image_std is off: "
@@ -262,6 +292,41 @@ def test_sizes_that_follow_from_others() -> None:
     vanilla = dataclasses.replace(CONFIG, design="vanilla")
     assert vanilla.text_offset == 64
     assert vanilla.max_text_tokens == 64
+
+
+CONVERTED = dataclasses.replace(
+    CONFIG,
+    vision=dataclasses.replace(CONFIG.vision, joined_layers=(-3, -4), skipped_patches=4),
+    projection=ProjectionConfig(neighbourhood=3, connector_size=7, bias=True),
+    vision_key_rotation="slots",
+    prefix_tokens=5,
+)
+
+
+def test_sizes_of_a_converted_model() -> None:
+    vision = CONVERTED.vision
+    assert (vision.num_patches, vision.num_image_tokens, vision.feature_size) == (64, 60, 3 * 96)
+    assert CONVERTED.projection.input_size(288) == 9 * 288 + 7
+    assert CONVERTED.image_slots == 65
+    assert CONVERTED.text_offset == 0
+    assert CONVERTED.max_text_tokens == 128 - 65  # the image stands at -65 to -1
+    unturned = dataclasses.replace(CONVERTED, vision_key_rotation="none")
+    assert unturned.max_text_tokens == 128
+    assert HiMixConfig.from_dict(json.loads(json.dumps(CONVERTED.to_dict()))) == CONVERTED
+
+
+def test_what_only_a_himix_model_can_have() -> None:
+    for design in ("vanilla", "uniform", "hierarchical"):
+        for name in ("projection", "vision_key_rotation", "prefix_tokens"):
+            change: dict[str, Any] = {name: getattr(CONVERTED, name), "design": design}
+            with pytest.raises(ConfigError, match=f"their defaults in the design '{design}'"):
+                dataclasses.replace(CONFIG, **change)
+
+
+def test_a_converted_context_must_have_room_for_more_than_the_image() -> None:
+    short = dataclasses.replace(CONFIG.decoder, max_position_embeddings=65)
+    with pytest.raises(ConfigError, match="expected more than the 65 that the image takes"):
+        dataclasses.replace(CONVERTED, decoder=short)
 
 
 def test_image_tokens_are_the_whole_patches() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.config import (
+    DecoderConfig,
+    Design,
+    HiMixConfig,
+    PreprocessConfig,
+    ProjectionConfig,
+    VisionConfig,
+    VisionFamily,
+)
 from himix_edge.models.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from himix_edge.models.himix import HiMix
 from tests.models.reference import randomized
@@ -31,6 +39,28 @@ def tiny_config(design: Design = "himix", **changes: Any) -> HiMixConfig:
         dataclasses.replace(decoder, **changes),
         PreprocessConfig(28),
         design,
+    )
+
+
+def converted_config(family: VisionFamily = "clip", **changes: Any) -> HiMixConfig:
+    """All that a converted model may have; 3 slots of a prefix, and 8 of 9 patches."""
+    config = tiny_config(attention_bias=True, **changes)
+    vision = dataclasses.replace(
+        config.vision,
+        model_type=family,
+        image_size=42,
+        num_hidden_layers=3,
+        feature_layer=-2 if family == "siglip" else -1,
+        joined_layers=(-3,),
+        skipped_patches=1,
+    )
+    return HiMixConfig(
+        vision,
+        config.decoder,
+        PreprocessConfig(42),
+        projection=ProjectionConfig(neighbourhood=3, connector_size=24, bias=True),
+        vision_key_rotation="slots",
+        prefix_tokens=3,
     )
 
 

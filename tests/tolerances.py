@@ -27,3 +27,14 @@ DEQUANTIZED_GRAPH = (
     5e-3  # a float16 graph over codes against the same over weights, over the largest
 )
 INT8_KV_COSINE = 0.998  # keys and values over int8 weights, a tiny encoder of random ones
+RUNNING_SUMS = 1e-9  # a fit from running sums in float64 against numpy's least squares: 5e-12
+FIT_FIGURES = 1e-6  # a fit's figures in other batches, or interrupted: what issue 6 asks for
+FIT_WEIGHTS = 1e-6  # fitted projections, in fp32, against ridge regression over all rows: 9e-8
+JUDGED_KL = 2e-6  # KL of the next token (fp32 logits, float64 from there) against numpy
+REPLAYED_KL = 1e-9  # of a student with the teacher's own cache: 2e-13
+HALF_KL = 0.03  # of a bfloat16 teacher with random projections, against fp32: 0.007 of 0.94
+REPLAY_LOGITS = 1e-4  # a teacher's own cache in a HiMix decoder, against transformers: 1e-5
+DISTIL_LOSS = 1e-6  # a batch's loss against its definition in float64: 2e-8
+REPLAYED_LOSS = 1e-6  # KL between a teacher and a student with its very cache, in nats: 2e-8
+HALF_GRADIENTS = 0.05  # of projections, through a decoder in float16: 0.0025; in bfloat16: 0.021
+UNDERFLOW = 2e-3  # of gradients of logits in float16; 0.05 where they are not scaled

@@ -2,8 +2,9 @@
 
 T tokens go through the decoder and see S slots of the cache; N image tokens of width d_v; h hidden,
 L layers, H heads, K key-value heads, d head dim, I intermediate, V vocabulary. Vanilla: T = S =
-N + M. The other designs: T = M, S = N + M, and the image's keys and values come from elsewhere.
-Products with what the causal mask hides are counted, as the paper does.
+N + M. The other designs: T = M, S = N + M, and the image's keys and values come from elsewhere; a
+converted model with P tokens of fixed text has S = P + N + M. Products with what the causal mask
+hides are counted, as the paper does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from himix_edge.config import DecoderConfig, Design, HiMixConfig, VisionConfig
+from himix_edge.config import DecoderConfig, HiMixConfig, VisionConfig
 from himix_edge.errors import ConfigError
 
 
@@ -63,14 +64,14 @@ def head(config: DecoderConfig, tokens: int) -> Flops:
 
 
 def image_kv(config: DecoderConfig, image_tokens: int, width: int) -> Flops:
-    """4NLwKd: the image's keys and values from features of width w, d_v in HiMix, else h."""
+    """4NLwKd: the image's keys and values from an input of width w, d_v in HiMix, else h."""
     return Flops(4 * image_tokens * width * _widths(config)[1]) * config.num_hidden_layers
 
 
-def connector(config: DecoderConfig, image_tokens: int, width: int) -> Flops:
-    """The 2-layer MLP from d_v to h: 2Nh(d_v + h), and an activation of N h."""
-    out = image_tokens * config.hidden_size
-    return Flops(2 * out * (width + config.hidden_size), out)
+def connector(image_tokens: int, width: int, size: int) -> Flops:
+    """The 2-layer MLP from d_v to c, mostly h: 2Nc(d_v + c), and an activation of N c."""
+    out = image_tokens * size
+    return Flops(2 * out * (width + size), out)
 
 
 def fastv(
@@ -128,7 +129,7 @@ def encoder(config: VisionConfig, *, whole: bool = False) -> EncoderCost:
     Args:
         whole: all layers and what is above them: SigLIP's pooling head, CLIP's last norm.
     """
-    h, inner, patches = config.hidden_size, config.intermediate_size, config.num_image_tokens
+    h, inner, patches = config.hidden_size, config.intermediate_size, config.num_patches
     siglip, layers = config.model_type == "siglip", layers_run(config, whole=whole)
     tokens = patches if siglip else patches + 1  # with CLIP's class token
     norm = Flops(0, 5 * tokens * h)
@@ -161,7 +162,7 @@ class Cost:
 
     Attributes:
         encoder: down to the feature layer.
-        connectors: from vision features to the width of token embeddings.
+        connectors: from vision features to the width of token embeddings, or that of HiMix's own.
         projections: the image's keys and values, where it doesn't run through the decoder.
         attention, ffn: of all tokens that run through the decoder.
         head: logits of all of them, as the paper counts.
@@ -203,9 +204,11 @@ def cost(config: HiMixConfig, text_tokens: int, image_tokens: int | None = None)
     Raises:
         ConfigError: less than one token, or more text than the decoder has positions for.
     """
-    decoder, width, vanilla = config.decoder, config.vision.hidden_size, config.design == "vanilla"
+    decoder, width, vanilla = config.decoder, config.vision.feature_size, config.design == "vanilla"
     images = config.vision.num_image_tokens if image_tokens is None else image_tokens
-    longest = decoder.max_position_embeddings - (images if vanilla else 0)
+    longest = config.max_text_tokens
+    if vanilla or config.vision_key_rotation == "slots":  # the image takes positions
+        longest += config.vision.num_image_tokens - images
     if images < 1:
         raise ConfigError("image_tokens is out of range", expected="1 or more", found=str(images))
     if not 1 <= text_tokens <= longest:
@@ -214,17 +217,18 @@ def cost(config: HiMixConfig, text_tokens: int, image_tokens: int | None = None)
             expected=f"1 to {longest}, with {images} image tokens",
             found=str(text_tokens),
         )
-    slots = images + text_tokens
+    slots = config.prefix_tokens + images + text_tokens
     tokens = slots if vanilla else text_tokens
+    size = config.projection.connector_size or decoder.hidden_size
     projections = {
-        "himix": image_kv(decoder, images, width),
+        "himix": image_kv(decoder, images, config.projection.input_size(width)),
         "uniform": image_kv(decoder, images, decoder.hidden_size),
         "hierarchical": image_kv(decoder, images, decoder.hidden_size),
         "vanilla": Flops(),
     }
     return Cost(
         encoder=encoder(config.vision).total,
-        connectors=connector(decoder, images, width) * connectors(config.design, decoder),
+        connectors=connector(images, width, size) * connectors(config),
         projections=projections[config.design],
         attention=attention(decoder, tokens, slots),
         ffn=ffn(decoder, tokens),
@@ -233,11 +237,11 @@ def cost(config: HiMixConfig, text_tokens: int, image_tokens: int | None = None)
     )
 
 
-def connectors(design: Design, config: DecoderConfig) -> int:
-    """How many connectors a design has."""
-    return {"himix": 0, "uniform": 1, "hierarchical": config.num_hidden_layers, "vanilla": 1}[
-        design
-    ]
+def connectors(config: HiMixConfig) -> int:
+    """How many connectors a model has."""
+    own = 1 if config.projection.connector_size else 0
+    layers = config.decoder.num_hidden_layers
+    return {"himix": own, "uniform": 1, "hierarchical": layers, "vanilla": 1}[config.design]
 
 
 def _widths(config: DecoderConfig) -> tuple[int, int]:

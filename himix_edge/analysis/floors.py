@@ -65,7 +65,7 @@ def first_token(config: HiMixConfig, setting: Setting, on: Device) -> list[Phase
         ConfigError: a dtype that the device has no rate for, or too many tokens.
     """
     cost = costs.cost(config, setting.text_tokens)
-    decoder, images = config.decoder, config.vision.num_image_tokens
+    decoder, images = config.decoder, config.image_slots
     slot = slot_bytes(decoder, setting)
     if config.design == "vanilla":
         injection, from_image, tokens = "connector", 0, images + setting.text_tokens
@@ -188,9 +188,9 @@ def vision_floor(config: HiMixConfig, stored: Stored, rate: float, bandwidth: fl
 
 def projection_floor(config: HiMixConfig, stored: Stored, rate: float, bandwidth: float) -> Phase:
     """HiMix's projections, the keys and values they write included."""
-    images, width = config.vision.num_image_tokens, config.vision.hidden_size
-    operations = costs.image_kv(config.decoder, images, width).matmul
-    moved = stored.projections + images * stored.slot
+    cost = costs.cost(config, text_tokens=1)
+    operations = (cost.connectors + cost.projections).matmul
+    moved = stored.projections + config.image_slots * stored.slot
     return Phase("projection", operations, moved, rate, bandwidth)
 
 

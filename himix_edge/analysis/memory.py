@@ -41,7 +41,7 @@ class Setting:
         vision, weights: what the matrices of the vision graph and of the decoder are stored in;
             None is the dtype. In "ort", the decoder's head and embedding are then int8.
         text_tokens: M, of the question.
-        max_text: of question and answer together; the cache has N and these as slots.
+        max_text: of question and answer together; the cache has P + N and these as slots.
     """
 
     target: str
@@ -118,7 +118,7 @@ class Memory:
 
     Attributes:
         encoder: down to the feature layer.
-        injection: HiMix's projections, or a vanilla model's connector.
+        injection: HiMix's projections with all they have, or a vanilla model's connector.
         decoder: its head and embedding too.
         cache: all slots, and a second copy where a step makes one.
         activations: the larger of what vision and what the longest step needs.
@@ -144,9 +144,9 @@ class Memory:
 
 
 def memory(config: HiMixConfig, setting: Setting) -> Memory:
-    """What one session needs: batch 1, one image, a cache of N + `max_text` slots."""
-    slots = config.vision.num_image_tokens + setting.max_text
-    twice = {"portable": slots, "ort": config.vision.num_image_tokens, "native": 0}
+    """What one session needs: batch 1, one image, a cache of P + N + `max_text` slots."""
+    slots = config.image_slots + setting.max_text
+    twice = {"portable": slots, "ort": config.image_slots, "native": 0}
     kept = slots + twice[setting.dialect]
     return Memory(
         encoder_bytes(config.vision, setting),
@@ -183,8 +183,7 @@ class _Layer:
 def activation_bytes(config: HiMixConfig, setting: Setting) -> int:
     """Of vision, or of the longest step that an engine is built for, whichever is more."""
     vision, decoder = config.vision, config.decoder
-    images = vision.num_image_tokens
-    patches = images if vision.model_type == "siglip" else images + 1  # with CLIP's class token
+    patches = vision.num_patches + (vision.model_type == "clip")  # with CLIP's class token
     h = vision.hidden_size
     seeing = _Layer(h, h, h, vision.intermediate_size, vision.num_attention_heads)
     reading = _Layer(
@@ -196,10 +195,10 @@ def activation_bytes(config: HiMixConfig, setting: Setting) -> int:
     )
     tokens = min(DEFAULT_MAX_PROMPT, setting.max_text)
     if config.design == "vanilla":
-        tokens += images
+        tokens += config.image_slots
     return max(
         _live_bytes(seeing, patches, patches, setting),
-        _live_bytes(reading, tokens, images + setting.max_text, setting),
+        _live_bytes(reading, tokens, config.image_slots + setting.max_text, setting),
     )
 
 

@@ -65,7 +65,7 @@ def _device_data(on: Device) -> dict[str, Any]:
 
 
 def _design_data(config: HiMixConfig, setting: Setting, on: Device) -> dict[str, Any]:
-    needed, images = memory(config, setting), config.vision.num_image_tokens
+    needed, images = memory(config, setting), config.image_slots
     room = on.memory_bytes - on.reserved_bytes
     build = build_bytes(needed, shared=on.shared_memory) if setting.on_gpu else None
     phases = first_token(config, setting, on)

@@ -45,13 +45,18 @@ def decoder_parameters(config: DecoderConfig) -> int:
 
 
 def injection_parameters(config: HiMixConfig) -> int:
-    """HiMix: W_v^K and W_v^V of every layer, 2 L d_v K d. The other designs: their connectors."""
-    decoder, width, h = config.decoder, config.vision.hidden_size, config.decoder.hidden_size
+    """HiMix: W_v^K and W_v^V of every layer, 2 L d_v K d. The other designs: their connectors.
+
+    A converted model's: as wide as their input is, with a bias, a connector and a prefix if any.
+    """
+    decoder, projection, width = config.decoder, config.projection, config.vision.feature_size
+    size = projection.connector_size or decoder.hidden_size
+    count = connectors(config) * ((width * size + size) + (size * size + size))
     if config.design == "himix":
+        rows = projection.input_size(width) + projection.bias + config.prefix_tokens
         narrow = decoder.num_key_value_heads * decoder.head_dim
-        return 2 * decoder.num_hidden_layers * width * narrow
-    connector = (width * h + h) + (h * h + h)
-    return connectors(config.design, decoder) * connector
+        count += 2 * decoder.num_hidden_layers * narrow * rows
+    return count
 
 
 def encoder_parameters(config: VisionConfig, *, whole: bool = False) -> int:
@@ -60,7 +65,7 @@ def encoder_parameters(config: VisionConfig, *, whole: bool = False) -> int:
     Args:
         whole: all layers and what is above them: SigLIP's pooling head, CLIP's last norm.
     """
-    h, inner, patches = config.hidden_size, config.intermediate_size, config.num_image_tokens
+    h, inner, patches = config.hidden_size, config.intermediate_size, config.num_patches
     siglip, layers = config.model_type == "siglip", layers_run(config, whole=whole)
     norm, attention, mlp = 2 * h, 4 * (h * h + h), 2 * h * inner + inner + h
     patch = 3 * config.patch_size**2 * h

@@ -50,7 +50,7 @@ def floors(measured: Measurement, candidate: Candidate, limits: Limits) -> dict[
     Where the projections' time can't be told from the encoder's, their floor is in "vision".
     """
     config, stored = measured.manifest.config, stored_bytes(measured.manifest)
-    images, plan = config.vision.num_image_tokens, measured.plan
+    images, plan = config.image_slots, measured.plan
 
     def at(floor: FloorAt) -> Floor:
         fp32, int8 = (floor(rate, limits.bandwidth) for rate in (limits.fp32, limits.int8))

@@ -1,9 +1,10 @@
 """How much of the vision graph's time is HiMix's projections, by ONNX Runtime's own profile.
 
 The projections are the graph's last products. Counted from the end, they are as many as it takes
-to give N x 2 L Hkv D numbers, all keys and values of an image, be they one product or many. They
-and all that runs after the first of them (which lays out the keys and values) is "projection". In
-int8, what turns the features into codes runs before and counts as vision.
+to give N x 2 L Hkv D numbers, all keys and values of an image, be they one product or many; and
+N x 2c more where they have a connector of width c. They and all that runs after the first of them
+(which lays out the keys and values) is "projection". In int8, what turns the features into codes
+runs before and counts as vision.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def share_of_profile(events: list[Event], config: HiMixConfig) -> float | None:
     """The median over a profile's runs, the first left out; None where it can't be told."""
     decoder = config.decoder
     width = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim
+    width += 2 * (config.projection.connector_size or 0)
     numbers = config.vision.num_image_tokens * width
     shares = [_share(nodes, numbers) for nodes in _runs(events)[1:]]
     told = [share for share in shares if share is not None]

@@ -171,8 +171,8 @@ def student_config(
 def student_of(teacher: Teacher, config: HiMixConfig) -> HiMix:
     """The HiMix model over the teacher's own encoder and decoder, not copies of them.
 
-    Its prefix is the teacher's; its projections are zero, in fp32, and await a fit. A connector
-    is the teacher's own, if its width is.
+    Its prefix is the teacher's; its projections are zero, in fp32, and await a fit. A connector is
+    the teacher's own: of layers joined to the features it sees nothing.
     """
     student = hollow_model(config)
     student.vision.model = teacher.model.vision.model
@@ -184,7 +184,9 @@ def student_of(teacher: Teacher, config: HiMixConfig) -> HiMix:
         if injection.prefix is not None:
             injection.prefix.copy_(_prefix_of(teacher))
         if injection.inputs.connector is not None:
-            injection.inputs.connector.load_state_dict(teacher.connector.state_dict())
+            own, taught = injection.inputs.connector.parameters(), teacher.connector.parameters()
+            for parameter, weight in zip(own, taught, strict=True):
+                parameter[..., : weight.shape[-1]].copy_(weight)
     return student.eval()
 
 

@@ -46,7 +46,6 @@ from himix_edge.export.onnx import (
     write_graph,
 )
 from himix_edge.export.phases import PhaseCost, Phases, Progress, total
-from himix_edge.export.pictures import picture_files, pictures
 from himix_edge.export.ranges import (
     Ranges,
     ranges_from_model,
@@ -58,6 +57,7 @@ from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
+from himix_edge.pictures import picture_files, pictures
 from himix_edge.runtimes.tokenizer import Tokenizer
 
 CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
@@ -153,7 +153,7 @@ def export_bundle(
 
 
 def _cache_slots(config: HiMixConfig, dialect: Dialect, max_text: int | None) -> int | None:
-    """S = N + max_text, or None where the cache has no size of its own."""
+    """S = P + N + max_text, or None where the cache has no size of its own."""
     if dialect != "native":
         if max_text is not None:
             raise ConfigError(

@@ -48,7 +48,7 @@ class Case:
 
     Attributes:
         pixels: [B, 3, H, W]
-        image: keys and values of every layer, flat, each [B, Hkv, N, D].
+        image: keys and values of every layer, flat, each [B, Hkv, P + N, D].
     """
 
     pixels: Array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from himix_edge.config import HiMixConfig
+from himix_edge.config import DecoderConfig, HiMixConfig
 from himix_edge.export.wide import NOTHING_WIDE, WideParts, dtype_of, is_wide, widen_encoder
-from himix_edge.models.decoder import KV, Decoder
+from himix_edge.models.decoder import KV, Decoder, rotated
 from himix_edge.models.himix import HiMix
-from himix_edge.models.injection import HiMixInjection
-from himix_edge.models.weights import StackedWeight, Weights
+from himix_edge.models.injection import HiMixInjection, image_angles
+from himix_edge.models.weights import StackedWeight, Weight, Weights
 
 PLAIN = "himix_edge_plain"  # our attention's name among transformers'
 
 
 class VisionGraph(nn.Module):
-    """pixel_values [B, 3, H, W] in fp32 -> key and value of every layer, each [B, Hkv, N, D].
+    """pixel_values [B, 3, H, W] in fp32 -> key and value of every layer, each [B, Hkv, P + N, D].
 
     The model becomes part of it, and is no longer of use by itself.
 
@@ -51,36 +52,90 @@ class VisionGraph(nn.Module):
 
 
 class StackedProjections(nn.Module):
-    """All layers' W_v^K and W_v^V as one matrix: one product reads the features once.
+    """All layers' W_v^K and W_v^V as one matrix: one product reads its input once.
 
-    Equal to `HiMixInjection`, whose weights it stacks in the order of the outputs.
+    Equal to `HiMixInjection`; all its keys come first, then all values, so that a converted model's
+    keys are rotated together. Their bias and rotation are in fp32 in any case: a bias may be a
+    hundred times as large as what it is added to, and so half precision rounds a key only once.
     """
 
-    weight: Tensor  # [L * 2 * Hkv * D, d_v]
+    weight: Tensor  # [2 * L * Hkv * D, d]
+    bias: Tensor | None  # [2 * L * Hkv * D], in fp32
+    prefix: Tensor | None  # [1, 2 * L * Hkv, P, D]
 
     def __init__(self, injection: HiMixInjection, decoder: Decoder) -> None:
         super().__init__()
-        self.heads = decoder.config.num_key_value_heads
-        self.head_dim = decoder.config.head_dim
-        self.parts = 2 * decoder.config.num_hidden_layers
-        self.register_buffer("weight", torch.cat([p.detach() for p in injection.parameters()]))
+        self.heads, self.head_dim = decoder.config.num_key_value_heads, decoder.config.head_dim
+        self.rotates, self.inputs = injection.rotates, injection.inputs
+        weights = dict(injection.named_parameters())
+
+        def stacked(kind: str) -> Tensor:
+            return torch.cat([weights[name].detach() for name in _keys_first(decoder.config, kind)])
+
+        has_bias, prefix = "layers.0.k_proj.bias" in weights, injection.prefix
+        self.register_buffer("weight", stacked("weight"))
+        self.register_buffer("bias", stacked("bias").float() if has_bias else None)
+        self.register_buffer("prefix", None if prefix is None else _joined_prefix(prefix.detach()))
 
     def forward(self, features: Tensor, decoder: Decoder) -> list[KV]:
-        projected = F.linear(features, self.weight)  # [B, N, L * 2 * Hkv * D]
-        shape = (*features.shape[:2], self.parts, self.heads, self.head_dim)
-        return layered(projected.reshape(shape).permute(2, 0, 3, 1, 4).unbind(0))
+        projected = F.linear(self.inputs(features), self.weight)  # [B, N, 2 * L * Hkv * D]
+        if self.bias is not None:
+            projected = projected.float() + self.bias
+        kv = projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, 2 * L * Hkv, N, D]
+        if self.rotates:
+            keys, values = kv.chunk(2, dim=1)
+            keys = rotated(keys.float(), image_angles(decoder, features.shape[1]))
+            kv = torch.cat((keys.to(kv.dtype), values), dim=1)
+        kv = kv.to(features.dtype)
+        if self.prefix is not None:
+            kv = torch.cat((self.prefix.expand(kv.shape[0], -1, -1, -1), kv), dim=2)
+        keys_and_values = kv.split(self.heads, dim=1)
+        layers = len(keys_and_values) // 2
+        return list(map(KV, keys_and_values[:layers], keys_and_values[layers:]))
+
+
+@dataclass(frozen=True)
+class PrefixWeight:
+    """A model's prefix [L, 2, Hkv, P, D] as `StackedProjections` has it."""
+
+    prefix: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        layers, parts, heads, *slots = self.prefix.shape
+        return (1, parts * layers * heads, *slots)
+
+    def read(self) -> Tensor:
+        return _joined_prefix(self.prefix.read())
+
+    def problem(self) -> str | None:
+        return self.prefix.problem()
 
 
 def vision_graph_weights(config: HiMixConfig, weights: Weights) -> Weights:
     """The weights of `VisionGraph` by its own names, from those of the model."""
     if config.design != "himix":
         return weights
-    names = [
-        f"injection.layers.{i}.{part}_proj.weight"
-        for i in range(config.decoder.num_hidden_layers)
-        for part in ("k", "v")
-    ]
-    return {**weights, "injection.weight": StackedWeight(tuple(weights[name] for name in names))}
+    own: dict[str, Weight] = {}
+    for kind in ("weight", "bias") if config.projection.bias else ("weight",):
+        names = _keys_first(config.decoder, kind)
+        own[f"injection.{kind}"] = StackedWeight(
+            tuple(weights[f"injection.{name}"] for name in names)
+        )
+    if config.prefix_tokens:
+        own["injection.prefix"] = PrefixWeight(weights["injection.prefix"])
+    return {**weights, **own}
+
+
+def _keys_first(config: DecoderConfig, kind: str) -> list[str]:
+    """The parameters of one kind of all layers' projections, in the order they are stacked in."""
+    layers = range(config.num_hidden_layers)
+    return [f"layers.{i}.{part}_proj.{kind}" for part in ("k", "v") for i in layers]
+
+
+def _joined_prefix(prefix: Tensor) -> Tensor:
+    """[L, 2, Hkv, P, D] -> [1, 2 * L * Hkv, P, D]: all keys, then all values"""
+    return prefix.transpose(0, 1).flatten(0, 2)[None]
 
 
 class DecoderGraph(nn.Module):

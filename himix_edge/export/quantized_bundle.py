@@ -37,10 +37,10 @@ from himix_edge.export.cost import (
 from himix_edge.export.expected import QUESTIONS, Array
 from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
-from himix_edge.export.pictures import PROMPTS, picture_files, pictures
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
 from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.pictures import PROMPTS, picture_files, pictures
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.shapes.render import render

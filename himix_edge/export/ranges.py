@@ -29,7 +29,7 @@ from himix_edge.export.graphs import flat, plain_attention
 from himix_edge.export.wide import WideParts
 from himix_edge.models.decoder import rotated, split_heads
 from himix_edge.models.himix import HiMix
-from himix_edge.models.injection import Connector
+from himix_edge.models.injection import Connector, HiMixInjection, VisionProjections
 
 FLOAT16_MAX = 65504.0
 # What of the encoder comes so close to the limit is put into fp32, since other images have larger
@@ -112,7 +112,8 @@ class Ranges:
         images: how many were looked at.
         embeddings: the encoder's, before its first block.
         encoder, decoder: block by block.
-        injection: the vision features, and what connectors make of them.
+        injection: the vision features, and what connectors make of them; of a converted model's
+            projections, what they are applied to, and their products before bias and rotation.
         cache: the image's keys and values, by their names in the contract.
         head: the decoder's, after its last block.
     """
@@ -254,10 +255,14 @@ def _hooks(model: HiMix, seen: Ranges) -> Iterator[RemovableHandle]:
                     module = block.get_submodule(path)
                     yield _hook(module, side, getattr(of_block, part), name)
     yield _hook(model.vision, _OUT, seen.injection, "features")
+    connected = "inputs" if isinstance(model.injection, HiMixInjection) else "connector"
     for module in model.injection.modules():
         if isinstance(module, Connector):
             for step in module:
-                yield _hook(step, _OUT, seen.injection, "connector")
+                yield _hook(step, _OUT, seen.injection, connected)
+        elif isinstance(module, VisionProjections) and module.k_proj.bias is not None:
+            yield _hook(module.k_proj, _OUT, seen.injection, "projections")
+            yield _hook(module.v_proj, _OUT, seen.injection, "projections")
     for of_block, layer in zip(seen.decoder, decoder.layers, strict=True):
         yield _hook_on_attention(layer.get_submodule("self_attn"), of_block.attention)
     yield _hook(decoder.norm, _OUT, seen.head, "norm")

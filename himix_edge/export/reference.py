@@ -41,12 +41,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def encode(self, pixel_values: FloatArray) -> VisionKV:
-        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
         kv = self._model.encode(torch.from_numpy(pixel_values))
         return VisionKV(tuple(kv), self._model.config.image_slots)
 
     def open(self, image: VisionKV | None) -> Cache:
-        """A fresh cache whose first N slots are the image, or none."""
+        """A fresh cache whose first P + N slots are the image, or none."""
         tensors, slots = (image.tensors, image.slots) if image else ((), 0)
         return Cache.after_image(self._model.config, tensors, slots)
 

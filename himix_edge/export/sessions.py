@@ -75,7 +75,7 @@ class VisionSession:
         self.cache_slots = cache_slots(self.session)
 
     def encode(self, pixels: Array) -> list[Array]:
-        """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, N, D]"""
+        """[B, 3, H, W] -> keys and values, flat, each [B, Hkv, P + N, D]"""
         feeds = {PIXEL_VALUES: pixels}
         if isinstance(self.cache_slots, int):
             decoder = self.config.decoder

@@ -25,7 +25,8 @@ class WideParts:
     Attributes:
         residual: the residual stream: the embeddings, every sum, and the norms that read it.
         attentions, mlps: the blocks whose attention, or MLP, is wide as a whole, its norm included.
-        projections: from the vision features to keys and values. These are in float16 either way.
+        projections: from the vision features to keys and values, a connector of their own
+            included. Keys and values are in float16 either way.
     """
 
     residual: bool = False

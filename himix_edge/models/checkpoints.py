@@ -17,15 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, FileRecord
@@ -37,10 +33,12 @@ from himix_edge.models.huggingface import (
     encoder_from_folder,
     folder_from_source,
 )
+from himix_edge.models.shards import write_weights
 from himix_edge.models.weights import (
     INDEX,
     SHARDS,
     SINGLE_FILE,
+    HeldWeight,
     Weights,
     misfits,
     stored_weights,
@@ -48,7 +46,6 @@ from himix_edge.models.weights import (
 from himix_edge.plain import dataclass_from_dict
 
 CONFIG = "config.json"
-MAX_SHARD_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ def save_checkpoint(
     model_card: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes a checkpoint folder, whole or not at all; an older checkpoint there is replaced.
+    """Writes a model in memory as a checkpoint folder; see `write_checkpoint`.
 
     Args:
         dtype: what the weights are stored in.
@@ -187,36 +184,45 @@ def save_checkpoint(
         CheckpointError: weights that are not finite, or are not so in `dtype`.
         OutputError: a place that can't be written, or a folder of someone else's.
     """
-    refuse_foreign_folder(folder, "checkpoint", is_checkpoint)
-    weights = {key: tensor.to(dtype).contiguous() for key, tensor in model.state_dict().items()}
-    _refuse(name, (f"{key} is not finite" for key, w in weights.items() if not w.isfinite().all()))
-    with whole_folder(folder) as temporary:
-        (temporary / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        (temporary / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
-        (temporary / MODEL_CARD).write_text(model_card, encoding="utf-8")
-        _write_shards(temporary, weights)
-        files = {file.name: FileRecord.of(file) for file in _files_of_weights(temporary)}
-        header = dataclasses.asdict(_Header(name, notice, model.config, files=files))
-        (temporary / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    weights = {key: HeldWeight(tensor.to(dtype)) for key, tensor in model.state_dict().items()}
+    texts = (tokenizer_json, chat_template, model_card)
+    write_checkpoint(folder, Checkpoint(name, notice, model.config, weights, *texts, files={}))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file.
+def write_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    beside: Mapping[str, str] | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Writes a checkpoint folder, whole or not at all; an older checkpoint there is replaced.
+
+    The weights are read one by one, and written as they are stored: a model of any size passes
+    through with no more than one shard of it in memory.
+
+    Args:
+        beside: further files to be in the folder: texts by name.
+        progress: called with the part of the weights, 0..1, that is written.
 
     Raises:
-        OSError: it can't be written.
+        CheckpointError: weights that can't be read or are not finite: all of them.
+        OutputError: a place that can't be written, or a folder of someone else's.
     """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:  # what safetensors makes of an OSError
-        raise OSError(str(error)) from error
-
-
-def _write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    try:
-        save_torch_state_dict(dict(weights), folder, max_shard_size=MAX_SHARD_BYTES)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    refuse_foreign_folder(folder, "checkpoint", is_checkpoint)
+    texts = {
+        TOKENIZER: checkpoint.tokenizer_json,
+        CHAT_TEMPLATE: checkpoint.chat_template,
+        MODEL_CARD: checkpoint.model_card,
+        **(beside or {}),
+    }
+    with whole_folder(folder) as temporary:
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        _refuse(checkpoint.name, write_weights(temporary, checkpoint.weights, progress))
+        files = {file.name: FileRecord.of(file) for file in _files_of_weights(temporary)}
+        header = _Header(checkpoint.name, checkpoint.notice, checkpoint.config, files=files)
+        data = json.dumps(dataclasses.asdict(header), indent=2)
+        (temporary / CONFIG).write_text(data + "\n", encoding="utf-8")
 
 
 def _header(folder: Path) -> _Header:

@@ -14,7 +14,9 @@ from himix_edge.errors import CheckpointError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 # Of the repository's top folder, what is read here; pickled weights (.bin) never are.
-FILES = ["*.json", "*.jinja", "model.safetensors", "model-*.safetensors"]
+FILES = [
+    "*.json", "*.jinja", "README.md", "LICENSE*", "model.safetensors", "model-*.safetensors",
+]  # fmt: skip
 
 
 def folder_from_source(source: str) -> Path:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from himix_edge.config import DecoderConfig, PreprocessConfig, VisionConfig
 from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.models.hub import folder_from_source, json_object, name_of
 from himix_edge.models.preprocessor import preprocess_from_json
-from himix_edge.models.tokenizer_files import chat_template_of, tokenizer_of
+from himix_edge.models.tokenizer_files import PROCESSOR_CONFIG, chat_template_of, tokenizer_of
 from himix_edge.models.weights import StoredWeight, stored_weights
 from himix_edge.plain import dataclass_from_dict
 
@@ -46,7 +46,6 @@ __all__ = [
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
-PROCESSOR_CONFIG = "processor_config.json"
 
 ENCODERS: dict[str, type[PreTrainedConfig]] = {
     "clip": CLIPVisionConfig,
@@ -61,6 +60,8 @@ VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
 TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 # What a vision model has beyond its layers, which X_v has no use for, and an old file's buffer.
 VISION_REST = ("post_layernorm.", "head.", "embeddings.position_ids")
+
+EMBEDDING = "decoder.model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,15 @@ def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
-    vision = _vision_config(folder, feature_layer)
-    path, settings = _preprocessor(folder)
-    with _refusing(path):
-        preprocess = preprocess_from_json(settings, vision.model_type)
-        if preprocess.image_size != vision.image_size:
-            raise ConfigError(
-                "its size is not the encoder's",
-                expected=str(vision.image_size),
-                found=str(preprocess.image_size),
-            )
-    weights = dict(_vision_weights(stored_weights(folder), vision))
+    path = folder / CONFIG
+    data = json_object(path)
+    with refusing(path):
+        # Of a whole CLIP or SigLIP its vision part; CLIP's first files have it under two names.
+        if own := data.get("vision_config_dict") or data.get("vision_config"):
+            data = {"model_type": data.get("model_type"), **own}
+        vision = vision_config(data, feature_layer)
+    preprocess = preprocess_of(folder, vision)
+    weights = vision_weights(stored_weights(folder), vision)
     return EncoderSource(name_of(folder), vision, preprocess, weights)
 
 
@@ -125,97 +124,140 @@ def decoder_from_folder(folder: Path) -> DecoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
-    decoder = _decoder_config(folder)
-    weights = {
-        f"decoder.{name}": weight
-        for name, weight in stored_weights(folder).items()
-        if not name.endswith(".rotary_emb.inv_freq")  # a buffer in old files
-    }
-    embedding, head = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
-    if decoder.tie_word_embeddings and embedding in weights and head in weights:
-        if torch.equal(weights[embedding].read(), weights[head].read()):
-            del weights[head]
-        else:  # as transformers does: what is stored outweighs what the config says
-            decoder = dataclasses.replace(decoder, tie_word_embeddings=False)
+    path = folder / CONFIG
+    data = json_object(path)
+    with refusing(path):
+        config = decoder_config(data, stated_eos_token_ids(folder))
+    config, weights = decoder_weights(stored_weights(folder), config)
     return DecoderSource(
-        name_of(folder), decoder, weights, tokenizer_of(folder), chat_template_of(folder)
+        name_of(folder), config, weights, tokenizer_of(folder), chat_template_of(folder)
     )
 
 
-def _vision_config(folder: Path, feature_layer: int) -> VisionConfig:
-    path = folder / CONFIG
-    data = json_object(path)
-    with _refusing(path):
-        config_class = _known_class(data, ENCODERS)
-        # Of a whole CLIP or SigLIP its vision part; CLIP's first files have it under two names.
-        if own := data.get("vision_config_dict") or data.get("vision_config"):
-            data = {"model_type": data["model_type"], **own}
-        config: Any = config_class.from_dict(data)  # with the defaults that a file may leave out
-        if config.num_channels != 3:
-            raise ConfigError("num_channels is off", expected="3", found=str(config.num_channels))
-        if config.hidden_act not in VISION_ACTIVATIONS:
-            raise ConfigError(
-                "hidden_act is unknown",
-                expected=f"one of {', '.join(VISION_ACTIVATIONS)}",
-                found=str(config.hidden_act),
-            )
-        fields = (
-            "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "hidden_act", "layer_norm_eps",
-        )  # fmt: skip
-        return dataclass_from_dict(
-            VisionConfig,
-            {name: getattr(config, name) for name in fields}
-            | {"model_type": config.model_type.removesuffix("_vision_model")}
-            | {"feature_layer": feature_layer},
+def vision_config(
+    data: Mapping[str, Any], feature_layer: int, skipped_patches: int = 0
+) -> VisionConfig:
+    """What Hugging Face's config of a vision model says.
+
+    Args:
+        data: a `config.json`, or the `vision_config` in one.
+        feature_layer, skipped_patches: as in `VisionConfig`.
+
+    Raises:
+        ConfigError: an encoder that we don't have. Transformers' own checks raise what they raise.
+    """
+    config: Any = _known_class(data, ENCODERS).from_dict(dict(data))  # with defaults left out there
+    if config.num_channels != 3:
+        raise ConfigError("num_channels is off", expected="3", found=str(config.num_channels))
+    if config.hidden_act not in VISION_ACTIVATIONS:
+        raise ConfigError(
+            "hidden_act is unknown",
+            expected=f"one of {', '.join(VISION_ACTIVATIONS)}",
+            found=str(config.hidden_act),
         )
+    fields = (
+        "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "hidden_act", "layer_norm_eps",
+    )  # fmt: skip
+    return dataclass_from_dict(
+        VisionConfig,
+        {name: getattr(config, name) for name in fields}
+        | {"model_type": config.model_type.removesuffix("_vision_model")}
+        | {"feature_layer": feature_layer, "skipped_patches": skipped_patches},
+    )
 
 
-def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The image processor's settings, and the file that has them: two ages, two places."""
+def preprocess_of(folder: Path, vision: VisionConfig) -> PreprocessConfig:
+    """What the image processor in a folder does; its settings have two places, by age.
+
+    Raises:
+        CheckpointError: no settings, some that the runtime does not have, or another image size.
+    """
     path = folder / PROCESSOR_CONFIG
-    if path.is_file() and isinstance(nested := json_object(path).get("image_processor"), dict):
-        return path, nested
-    return folder / PREPROCESSOR_CONFIG, json_object(folder / PREPROCESSOR_CONFIG)
+    settings = json_object(path).get("image_processor") if path.is_file() else None
+    if not isinstance(settings, dict):
+        path = folder / PREPROCESSOR_CONFIG
+        settings = json_object(path)
+    with refusing(path):
+        preprocess = preprocess_from_json(settings, vision.model_type)
+        if preprocess.image_size != vision.image_size:
+            raise ConfigError(
+                "its size is not the encoder's",
+                expected=str(vision.image_size),
+                found=str(preprocess.image_size),
+            )
+    return preprocess
 
 
-def _vision_weights(
+def vision_weights(
     stored: Mapping[str, StoredWeight], config: VisionConfig
-) -> Iterator[tuple[str, StoredWeight]]:
+) -> dict[str, StoredWeight]:
     """Those of the layers we run. One that is unknown stays, for the check of the whole to name."""
     above = range(config.num_hidden_layers + 1 + config.feature_layer, config.num_hidden_layers)
     left_out = (*VISION_REST, *(f"encoder.layers.{i}." for i in above))
+    weights = {}
     for name, weight in stored.items():
         own = name.removeprefix("vision_model.")  # a vision model alone has no prefix, or has it
         if not name.startswith(TEXT_SIDE) and not own.startswith(left_out):
-            yield f"vision.model.{own}", weight
+            weights[f"vision.model.{own}"] = weight
+    return weights
 
 
-def _decoder_config(folder: Path) -> DecoderConfig:
-    path = folder / CONFIG
-    data = json_object(path)
-    with _refusing(path):
-        config: Any = _known_class(data, DECODERS).from_dict(data)
-        rope = dict(config.rope_parameters)
-        if unsupported := ", ".join(_unsupported(config, rope)):
-            raise ConfigError("it has what himix-edge has not", found=unsupported)
-        fields = (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
-            "rms_norm_eps", "tie_word_embeddings",
-        )  # fmt: skip
-        head_dim = getattr(config, "head_dim", None)
-        return dataclass_from_dict(
-            DecoderConfig,
-            {name: getattr(config, name) for name in fields}
-            | {
-                "head_dim": head_dim or config.hidden_size // config.num_attention_heads,
-                "rope_theta": rope["rope_theta"],
-                "rope_scaling": _rope_scaling(rope),
-                "attention_bias": config.model_type == "qwen2",
-                "eos_token_ids": _eos_token_ids(folder, config),
-            },
-        )
+def decoder_config(data: Mapping[str, Any], eos_token_ids: Iterable[int] = ()) -> DecoderConfig:
+    """What Hugging Face's config of a decoder says.
+
+    Args:
+        data: a `config.json`, or the `text_config` in one.
+        eos_token_ids: what ends an answer beside, and ahead of, those that it names.
+
+    Raises:
+        ConfigError: a decoder that we don't have. Transformers' own checks raise what they raise.
+    """
+    config: Any = _known_class(data, DECODERS).from_dict(dict(data))
+    rope = dict(config.rope_parameters)
+    if unsupported := ", ".join(_unsupported(config, rope)):
+        raise ConfigError("it has what himix-edge has not", found=unsupported)
+    fields = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+        "rms_norm_eps", "tie_word_embeddings",
+    )  # fmt: skip
+    head_dim = getattr(config, "head_dim", None)
+    return dataclass_from_dict(
+        DecoderConfig,
+        {name: getattr(config, name) for name in fields}
+        | {
+            "head_dim": head_dim or config.hidden_size // config.num_attention_heads,
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": _rope_scaling(rope),
+            "attention_bias": config.model_type == "qwen2",
+            "eos_token_ids": list(dict.fromkeys((*eos_token_ids, *_as_list(config.eos_token_id)))),
+        },
+    )
+
+
+def decoder_weights(
+    stored: Mapping[str, StoredWeight], config: DecoderConfig
+) -> tuple[DecoderConfig, dict[str, StoredWeight]]:
+    """Under HiMix's names; and the config, in which the embeddings are tied if the weights are."""
+    weights = {
+        f"decoder.{name}": weight
+        for name, weight in stored.items()
+        if not name.endswith(".rotary_emb.inv_freq")  # a buffer in old files
+    }
+    embedding, head = EMBEDDING, "decoder.lm_head.weight"
+    if config.tie_word_embeddings and embedding in weights and head in weights:
+        if torch.equal(weights[embedding].read(), weights[head].read()):
+            del weights[head]
+        else:  # as transformers does: what is stored outweighs what the config says
+            config = dataclasses.replace(config, tie_word_embeddings=False)
+    return config, weights
+
+
+def stated_eos_token_ids(folder: Path) -> list[Any]:
+    """What ends an answer, as `generation_config.json` says; none if it doesn't."""
+    path = folder / GENERATION_CONFIG
+    return _as_list(json_object(path).get("eos_token_id") if path.is_file() else None)
 
 
 def _unsupported(config: Any, rope: Mapping[str, Any]) -> Iterator[str]:
@@ -245,32 +287,34 @@ def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: rope[name] for name in fields}
 
 
-def _eos_token_ids(folder: Path, config: Any) -> list[Any]:
-    """All that end an answer, those of `generation_config.json` first."""
-    path = folder / GENERATION_CONFIG
-    stated = json_object(path).get("eos_token_id") if path.is_file() else None
-    ids = [
-        token
-        for either in (stated, config.eos_token_id)
-        if either is not None
-        for token in (either if isinstance(either, list) else [either])
-    ]
-    return list(dict.fromkeys(ids))
+def _as_list(ids: Any) -> list[Any]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def known_kind(data: Mapping[str, Any], known: Iterable[str], part: str = "") -> str:
+    """The `model_type` of a config, or of the part of one.
+
+    Raises:
+        ConfigError: none, or one that is not among those known.
+    """
+    kind = data.get("model_type")
+    if not isinstance(kind, str) or kind not in known:
+        raise ConfigError(
+            f"the model_type of its {part} is unknown" if part else "its model_type is unknown",
+            expected=f"one of {', '.join(known)}",
+            found=repr(kind),
+        )
+    return kind
 
 
 def _known_class(
     data: Mapping[str, Any], known: Mapping[str, type[PreTrainedConfig]]
 ) -> type[PreTrainedConfig]:
-    kind = data.get("model_type")
-    if not isinstance(kind, str) or kind not in known:
-        raise ConfigError(
-            "its model_type is unknown", expected=f"one of {', '.join(known)}", found=repr(kind)
-        )
-    return known[kind]
+    return known[known_kind(data, known)]
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
     """Whatever is wrong with a file's content, as one error that names the file."""
     try:
         yield

@@ -1,6 +1,7 @@
 """From Hugging Face's `preprocessor_config.json` to what the runtime's preprocessing does.
 
-References: transformers' `CLIPImageProcessor` and `SiglipImageProcessor`.
+References: transformers' `CLIPImageProcessor`, `SiglipImageProcessor`, `LlavaImageProcessor` and
+`LlavaOnevisionImageProcessor`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from himix_edge.plain import dataclass_from_dict, shown
 
 # What a file may leave out.
 STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-DEFAULTS: dict[VisionFamily, dict[str, Any]] = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "clip": STEPS
     | {
         "size": {"shortest_edge": 224},
@@ -34,9 +35,22 @@ DEFAULTS: dict[VisionFamily, dict[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),
     },
+    # Its base tile, the image as a whole; what it says of further tiles and of padding is let be.
+    "onevision": STEPS
+    | {
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "crop_size": None,
+        "resample": 3,
+        "image_mean": PreprocessConfig.image_mean,
+        "image_std": PreprocessConfig.image_std,
+        "do_pad": True,
+        "image_grid_pinpoints": None,
+    },
 }
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-NAMES: dict[str, VisionFamily] = {"CLIP": "clip", "Siglip": "siglip"}
+# LLaVA's own is CLIP's, but for padding to a square, which is refused.
+NAMES = {"CLIP": "clip", "Siglip": "siglip", "Llava": "clip", "LlavaOnevision": "onevision"}
 PROCESSORS = {
     f"{name}{kind}": family
     for name, family in NAMES.items()
@@ -64,7 +78,7 @@ def preprocess_from_json(data: Mapping[str, Any], family: VisionFamily) -> Prepr
     if kind is not None and kind not in PROCESSORS:
         raise ConfigError(
             "its processor is unknown",
-            expected="CLIPImageProcessor or SiglipImageProcessor",
+            expected="one of " + ", ".join(f"{name}ImageProcessor" for name in NAMES),
             found=str(kind),
         )
     defaults = DEFAULTS[family if kind is None else PROCESSORS[kind]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER
@@ -9,6 +10,11 @@ from himix_edge.errors import CheckpointError
 from himix_edge.models.hub import json_object
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
+CHAT_TEMPLATE_JSON = "chat_template.json"
+# A processor's template, of text and images, may stand beside a tokenizer's, of text alone.
+TOKENIZER_PLACES = (TOKENIZER_CONFIG, CHAT_TEMPLATE_JSON)
+PROCESSOR_PLACES = (CHAT_TEMPLATE_JSON, PROCESSOR_CONFIG, TOKENIZER_CONFIG)
 
 
 def tokenizer_of(folder: Path) -> Path:
@@ -30,8 +36,11 @@ def tokenizer_of(folder: Path) -> Path:
     return path
 
 
-def chat_template_of(folder: Path) -> str:
-    """As transformers looks for it: a file of its own, else within the tokenizer's config.
+def chat_template_of(folder: Path, places: Sequence[str] = TOKENIZER_PLACES) -> str:
+    """As transformers looks for it: a file of its own, else within a JSON file.
+
+    Args:
+        places: those JSON files, the first that has one counts.
 
     Raises:
         CheckpointError: none there, or a file that can't be read.
@@ -42,7 +51,7 @@ def chat_template_of(folder: Path) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {path}", found=str(error)) from error
-    for name in (TOKENIZER_CONFIG, "chat_template.json"):
+    for name in places:
         if (folder / name).is_file():
             template = json_object(folder / name).get("chat_template")
             if isinstance(template, list):  # several, by name
@@ -59,3 +68,15 @@ def chat_template_of(folder: Path) -> str:
         expected=f"{CHAT_TEMPLATE}, or a chat_template in {TOKENIZER_CONFIG}",
         fix=f"write the Jinja template of the model's prompts to {path}",
     )
+
+
+def special_token(folder: Path, name: str) -> str:
+    """What the tokenizer's config calls "bos_token" or "eos_token"; "" if nothing.
+
+    Raises:
+        CheckpointError: a file that can't be read.
+    """
+    path = folder / TOKENIZER_CONFIG
+    found = json_object(path).get(name) if path.is_file() else None
+    text = found.get("content") if isinstance(found, dict) else found
+    return text if isinstance(text, str) else ""

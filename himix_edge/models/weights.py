@@ -114,6 +114,46 @@ class StackedWeight:
 
 
 @dataclass(frozen=True)
+class RowWeight:
+    """A matrix [R, C] with one row replaced by a vector [C].
+
+    Attributes:
+        row: its number, below R.
+    """
+
+    matrix: Weight
+    row: int
+    vector: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.matrix.shape
+
+    def read(self) -> Tensor:
+        tensor = self.matrix.read().clone()
+        tensor[self.row] = self.vector.read()
+        return tensor
+
+    def problem(self) -> str | None:
+        if self.vector.shape != self.shape[1:]:
+            return f"has rows of {list(self.shape[1:])}, not {list(self.vector.shape)}"
+        return self.matrix.problem() or self.vector.problem()
+
+
+@dataclass(frozen=True)
+class ZeroWeight:
+    """A bias that a model has none of."""
+
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        return torch.zeros(self.shape)
+
+    def problem(self) -> None:
+        """Never any."""
+
+
+@dataclass(frozen=True)
 class RandomWeight:
     """A tensor drawn from its name and a seed: the same whenever it is read, on any machine.
 

@@ -21,10 +21,10 @@ class VisionKV:
     """What an image leaves in the decoder's cache; it never depends on the prompt.
 
     Attributes:
-        tensors: key and value of every layer, each [B, Hkv, N, D], in the order of
-            `contract.past_names`; or the buffers of a cache of fixed size whose first N slots they
-            fill. Of a type that only the engine that made them knows.
-        slots: N.
+        tensors: key and value of every layer, each [B, Hkv, P + N, D], in the order of
+            `contract.past_names`; or the buffers of a cache of fixed size whose first P + N slots
+            they fill. Of a type that only the engine that made them knows.
+        slots: P + N.
         wait: returns when they are there, for engines that encode in the background. Only who
             measures need call it; `step` waits by itself.
         writers: the conversation that goes on in these very buffers, if one does; see `lend`.
@@ -51,11 +51,14 @@ class Engine(Protocol):
     """Runs the two graphs of a bundle."""
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
-        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
         ...
 
     def open(self, image: VisionKV | None) -> Cache:
-        """A fresh cache whose first N slots are the image; `image` itself stays as it is."""
+        """A fresh cache whose first P + N slots are the image; `image` itself stays as it is.
+
+        Without an image it is empty, of the model's prefix too, and holds text from position 0 on.
+        """
         ...
 
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:

@@ -25,7 +25,7 @@ class Cache:
             [B, Hkv, length, D], or [B, Hkv, S, D] where the size is fixed; only the engine looks
             inside.
         length: how many slots are filled.
-        image_slots: how many of them, from the first on, are the image's.
+        image_slots: how many of them, from the first on, are the image's: P + N.
         text_offset: the rotary position of the first text token.
         capacity: how many slots the model's positions suffice for, and the engine has.
         binding: what an engine keeps from one step on these tensors for the next.
@@ -48,11 +48,15 @@ class Cache:
     ) -> Cache:
         """The cache in which an image fills the first `slots` slots, or none, and no text has come.
 
+        Without an image there is no prefix either, as its keys are turned for text that follows an
+        image: such a cache is a stock decoder's, with all its positions for text from 0 on.
+
         Args:
             tensors: the image's keys and values; see `VisionKV`.
             most_slots: S, where the engine has no more than these for image and text together.
         """
-        capacity = config.max_text_tokens + slots
+        positions = config.max_text_tokens if slots else config.decoder.max_position_embeddings
+        capacity = positions + slots
         return cls(
             tensors=tensors,
             length=slots,
@@ -86,7 +90,7 @@ class Cache:
             )
 
     def next_positions(self, batch: int, count: int) -> NDArray[np.int64]:
-        """position_ids [B, M] of the next `count` tokens: slot N + t stands at text_offset + t.
+        """position_ids [B, M] of the next tokens: slot P + N + t stands at text_offset + t.
 
         Raises:
             PromptError: they don't fit.

@@ -93,7 +93,7 @@ class OrtEngine:
         self._prompts = next(iter(prompts), None)
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
-        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
         past = self._keeper.before_image(len(pixel_values))
         binding = self._binding(self._vision, self._vision_past, past)
         pixels = np.ascontiguousarray(pixel_values)  # a binding does not keep it alive
@@ -102,7 +102,7 @@ class OrtEngine:
         return VisionKV(self._keeper.present(binding, past), self._config.image_slots)
 
     def open(self, image: VisionKV | None) -> Cache:
-        """A fresh cache whose first N slots are the image, or none."""
+        """A fresh cache whose first P + N slots are the image, or none."""
         slots = image.slots if image else 0
         cache = Cache.after_image(self._config, (), slots, self._most_slots)
         keeper = self._keeper

@@ -194,7 +194,7 @@ class RoomyTensors(_InPlace):
         return self._roomy((), 0, batch, USUAL_TEXT)
 
     def before_image(self, batch: int) -> Tensors:
-        """Tensors [B, Hkv, N, D] of its own, which no conversation writes to."""
+        """Tensors [B, Hkv, P + N, D] of its own, which no conversation writes to."""
         return self._roomy((), 0, batch, self._image_slots)
 
     def after_image(self, image: VisionKV, cache: Cache) -> Tensors:

@@ -111,7 +111,7 @@ class TrtEngine:
         return VisionKV((lease,), self._config.image_slots, wait=lease.set.wait)
 
     def open(self, image: VisionKV | None) -> Cache:
-        """A fresh cache whose first N slots are the image, or none.
+        """A fresh cache whose first P + N slots are the image, or none.
 
         Raises:
             EngineError: no cache is free; or no image, for engines whose cache grows.

@@ -59,7 +59,7 @@ def text_batch(
     for question in questions:
         text = casual(question.text) if rng.random() < 0.25 else question.text
         sequences.append(token_ids(tokenizer, text, question.answer))
-    input_ids, labels = _padded(sequences)
+    input_ids, labels = padded(sequences)
     return TextBatch(
         [question.kind for question in questions],
         torch.from_numpy(input_ids),
@@ -74,7 +74,7 @@ def _question(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
     return question
 
 
-def _padded(
+def padded(
     sequences: list[tuple[list[int], list[int]]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Inputs and labels: each row is prompt + answer, its last token only ever predicted."""

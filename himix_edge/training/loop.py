@@ -1,4 +1,4 @@
-"""One phase of training: AdamW, a warm-up, a cosine, and a state on disk to go on from."""
+"""Training: AdamW, a warm-up, a cosine, and a state on disk to go on from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from himix_edge.config import HiMixConfig
 from himix_edge.errors import TrainingError
 from himix_edge.files import whole_file
-from himix_edge.models.checkpoints import write_tensors
+from himix_edge.models.shards import write_tensors
 from himix_edge.training.tasks import Outcome, Task, TaskName
 
 WARMUP_RATIO = 0.03  # the paper's table 7, as are AdamW, no weight decay, and the cosine
 BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 SAVE_SECONDS = 60.0  # between two states on disk
+
+
+StepWatch = Callable[[int, Outcome], None]  # the steps that are done, what the last came to
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,7 @@ def train_phase(
 ) -> None:
     """Trains until the phase is over, from the state on disk if there is one.
 
-    Every batch is a function of the seed, the phase and the step, so an interrupted run that goes
-    on ends with the very weights of one that was never interrupted. The state is written once a
-    minute and at the end; an interrupt costs what came after the last.
+    Every batch is a function of the seed, the phase and the step; see `optimize`.
 
     Args:
         config: the model's; with the phase and the seed it says whose state is on disk.
@@ -75,39 +76,87 @@ def train_phase(
         TrainingError: the state on disk is another run's, or the loss is no longer a number.
         OutputError: the state can't be written; the one before it stays.
     """
-    task.trained.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        task.trained.parameters(), lr=phase.learning_rate, betas=BETAS, weight_decay=0.0
+
+    def outcome(step: int) -> Outcome:
+        rng = np.random.default_rng([seed, *phase.task.encode(), step])
+        return task.outcome(phase.scenes, phase.asked, rng)
+
+    optimize(
+        task.trained,
+        outcome,
+        Plan(f"phase {phase.task!r}", phase.steps, phase.learning_rate),
+        {"seed": seed, "phase": dataclasses.asdict(phase), "config": config.to_dict()},
+        state_path,
+        lambda step, came_to: watch(Progress(phase, step, came_to)),
     )
-    run = {"seed": seed, "phase": dataclasses.asdict(phase), "config": config.to_dict()}
-    step = _load_state(state_path, run, task.trained, optimizer) if state_path.exists() else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long something is trained.
+
+    Attributes:
+        name: what it is, for people.
+        learning_rate: the highest, reached after the warm-up.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+
+
+def optimize(
+    trained: nn.Module,
+    outcome: Callable[[int], Outcome],
+    plan: Plan,
+    run: Mapping[str, Any],
+    state_path: Path,
+    watch: StepWatch,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Trains to the last step, from the state on disk if there is one.
+
+    An interrupted run that goes on ends with the very weights of one that was never interrupted.
+    The state is written once a minute and at the end; an interrupt costs what came after the last.
+
+    Args:
+        outcome: what a step's batch comes to: a function of the step, and of `notes`.
+        run: all that decides the run, as plain data; it says whose state is on disk.
+        watch: called after every step.
+        notes: plain data that outcomes leave for later ones; kept in the state, and put back.
+
+    Raises:
+        TrainingError: the state on disk is another run's, or the loss is no longer a number.
+        OutputError: the state can't be written; the one before it stays.
+    """
+    trained.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), lr=plan.learning_rate, betas=BETAS, weight_decay=0.0
+    )
+    notes = {} if notes is None else notes
+    step = _load_state(state_path, run, trained, optimizer, notes) if state_path.exists() else 0
     saved = time.monotonic()
-    while step < phase.steps:
+    while step < plan.steps:
         for group in optimizer.param_groups:
-            group["lr"] = phase.learning_rate * _schedule(step, phase.steps)
-        outcome = _train_step(task, phase, seed, step, optimizer)
+            group["lr"] = plan.learning_rate * _schedule(step, plan.steps)
+        came_to = outcome(step)
+        _descend(came_to.loss, trained, optimizer, f"{plan.name} at step {step}")
         step += 1
-        watch(Progress(phase, step, outcome))
-        if step == phase.steps or time.monotonic() - saved > SAVE_SECONDS:
-            _save_state(state_path, run, step, task.trained, optimizer)
+        watch(step, Outcome(came_to.loss.detach(), came_to.right))
+        if step == plan.steps or time.monotonic() - saved > SAVE_SECONDS:
+            _save_state(state_path, run, step, trained, optimizer, notes)
             saved = time.monotonic()
 
 
-def _train_step(
-    task: Task, phase: Phase, seed: int, step: int, optimizer: torch.optim.Optimizer
-) -> Outcome:
-    rng = np.random.default_rng([seed, *phase.task.encode(), step])
-    outcome = task.outcome(phase.scenes, phase.asked, rng)
-    if not torch.isfinite(outcome.loss):
-        raise TrainingError(
-            f"the loss of phase {phase.task!r} is {outcome.loss.item()} at step {step}",
-            fix="lower its learning rate in the recipe",
-        )
+def _descend(
+    loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer, where: str
+) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the loss of {where} is {loss.item()}", fix="lower its learning rate")
     optimizer.zero_grad()
-    outcome.loss.backward()
-    nn.utils.clip_grad_norm_(task.trained.parameters(), MAX_GRAD_NORM)
+    loss.backward()
+    nn.utils.clip_grad_norm_(trained.parameters(), MAX_GRAD_NORM)
     optimizer.step()
-    return Outcome(outcome.loss.detach(), outcome.right)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -124,6 +173,7 @@ def _save_state(
     step: int,
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
+    notes: Mapping[str, Any],
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.named_parameters():
@@ -131,15 +181,20 @@ def _save_state(
         for part, value in optimizer.state[parameter].items():
             if part != "step":
                 tensors[f"{part}/{name}"] = value
+    metadata = {"run": json.dumps(run), "step": str(step), "notes": json.dumps(notes)}
     with whole_file(path) as temporary:
-        write_tensors(temporary, tensors, {"run": json.dumps(run), "step": str(step)})
+        write_tensors(temporary, tensors, metadata)
 
 
 def _load_state(
-    path: Path, run: Mapping[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    run: Mapping[str, Any],
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    notes: dict[str, Any],
 ) -> int:
-    """Puts weights and moments back; returns the step they belong to."""
-    remedy = f"delete {path} to begin the phase anew, or train into another folder"
+    """Puts weights, moments and notes back; returns the step they belong to."""
+    remedy = f"delete {path} to begin anew, or train into another folder"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -152,15 +207,16 @@ def _load_state(
                     fix=remedy,
                 )
             step = int(metadata["step"])
+            notes.update(json.loads(metadata.get("notes", "{}")))
             for name, parameter in trained.named_parameters():
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(name))
                 if step:
                     optimizer.state[parameter] = {
-                        "step": torch.tensor(float(step)),
-                        "exp_avg": file.get_tensor(f"exp_avg/{name}"),
-                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
+                        part: file.get_tensor(f"{part}/{name}").to(parameter.device)
+                        for part in ("exp_avg", "exp_avg_sq")
                     }
+                    optimizer.state[parameter]["step"] = torch.tensor(float(step))
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise TrainingError(f"{path} is corrupt", found=str(error), fix=remedy) from error
     return step

@@ -11,7 +11,14 @@ import pytest
 from himix_edge.analysis import costs, sizes
 from himix_edge.analysis.costs import Flops
 from himix_edge.analysis.report import DESIGNS
-from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.config import (
+    DecoderConfig,
+    Design,
+    HiMixConfig,
+    PreprocessConfig,
+    ProjectionConfig,
+    VisionConfig,
+)
 from himix_edge.errors import ConfigError
 from himix_edge.presets import DECODERS
 
@@ -31,7 +38,7 @@ def test_the_decoder_by_hand() -> None:
     assert costs.ffn(DECODER, 5) == Flops(2 * 2 * 5 * 3 * 10 * 30, 2 * 5 * 30)
     assert costs.head(DECODER, 5) == Flops(2 * 5 * 10 * 100)
     assert costs.image_kv(DECODER, 7, 8) == Flops(2 * 2 * (2 * 7 * 8 * 4))
-    assert costs.connector(DECODER, 7, 8) == Flops(2 * 7 * (8 * 10 + 10 * 10), 7 * 10)
+    assert costs.connector(7, 8, 10) == Flops(2 * 7 * (8 * 10 + 10 * 10), 7 * 10)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_what_a_design_is_made_of(
     design: Design, connectors: int, projections: Flops, tokens: int
 ) -> None:
     cost = costs.cost(config(design), text_tokens=6)  # 4 image tokens
-    assert cost.connectors == costs.connector(DECODER, 4, 8) * connectors
+    assert cost.connectors == costs.connector(4, 8, 10) * connectors
     assert cost.projections == projections
     assert cost.attention == costs.attention(DECODER, tokens, 10)
     assert cost.ffn == costs.ffn(DECODER, tokens)
@@ -56,6 +63,32 @@ def test_what_a_design_is_made_of(
     assert cost.decoder.total == sum(part.total for part in parts)
     assert cost.total == cost.encoder + cost.connectors + cost.decoder
     assert cost.total.total - cost.total_as_run.total == 2 * (tokens - 1) * 10 * 100
+
+
+def test_a_converted_model_by_hand() -> None:
+    vision = dataclasses.replace(VISION, joined_layers=(-2,), skipped_patches=1)  # d_v 16, N 3
+    wide = HiMixConfig(
+        vision,
+        DECODER,
+        PreprocessConfig(28),
+        projection=ProjectionConfig(neighbourhood=3, connector_size=5, bias=True),
+        vision_key_rotation="slots",
+        prefix_tokens=2,
+    )
+    cost = costs.cost(wide, text_tokens=6)
+    assert cost.encoder == costs.cost(config("himix"), 6).encoder  # of all patches
+    assert cost.connectors == Flops(2 * 3 * 5 * (16 + 5), 3 * 5)
+    inputs = 9 * 16 + 5
+    assert cost.projections == Flops(2 * 2 * (2 * 3 * inputs * 4))
+    assert cost.attention == costs.attention(DECODER, 6, 2 + 3 + 6)
+    weights = 2 * 2 * (inputs * 4 + 4)
+    connector = 16 * 5 + 5 + 5 * 5 + 5
+    assert sizes.injection_parameters(wide) == weights + connector + 2 * 2 * 2 * (2 * 2)
+    costs.cost(wide, 50 - 5)
+    with pytest.raises(ConfigError, match="expected 1 to 45, with 3 image tokens, found 46"):
+        costs.cost(wide, 46)
+    with pytest.raises(ConfigError, match="expected 1 to 44, with 4 image tokens, found 45"):
+        costs.cost(wide, 45, image_tokens=4)
 
 
 def test_image_tokens_can_be_other_than_the_encoders() -> None:
@@ -123,7 +156,7 @@ def test_bytes_of_the_cache_by_hand() -> None:
 
 
 def test_designs_are_all_there() -> None:
-    assert {costs.connectors(design, DECODER) for design in DESIGNS} == {0, 1, 2}
+    assert {costs.connectors(config(design)) for design in DESIGNS} == {0, 1, 2}
 
 
 def test_the_cost_model_needs_nothing_but_the_standard_library() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ def test_from_the_last_products_on(tail: list[Node], share: float) -> None:
     first = [("MatMul", [1, 4, 64], 10_000)]  # plans, and doesn't count
     found = share_of_profile(profile(first, ENCODER + tail, ENCODER + tail), CONFIG)
     assert found == pytest.approx(share, rel=0, abs=1e-12)
+
+
+def test_a_connector_of_the_projections_is_part_of_them() -> None:
+    projection = dataclasses.replace(CONFIG.projection, connector_size=24)
+    config = dataclasses.replace(CONFIG, projection=projection)
+    tail = [("MatMul", [1, 4, 24], 30), ("Gelu", [1, 4, 24], 5), ("MatMul", [1, 4, 24], 45)]
+    run = [*ENCODER, *tail, ("MatMul", [1, 4, 64], 20)]
+    found = share_of_profile(profile(run, run), config)
+    assert found == pytest.approx(100 / 500, rel=0, abs=1e-12)
 
 
 def test_the_median_of_the_runs() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from himix_edge.config import DecoderConfig, HiMixConfig, PreprocessConfig, VisionConfig
 from himix_edge.errors import CheckpointError, OutputError
-from himix_edge.models import checkpoints
+from himix_edge.models import shards as models_shards
 from himix_edge.models.checkpoints import (
     Checkpoint,
     checkpoint_config,
@@ -66,7 +66,7 @@ def folder(tmp_path: Path, model: HiMix) -> Path:
 @pytest.fixture
 def shards(tmp_path: Path, model: HiMix, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint in many files of weights."""
-    monkeypatch.setattr(checkpoints, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(models_shards, "MAX_SHARD_BYTES", 20_000)
     return save(tmp_path / "shards", model)
 
 

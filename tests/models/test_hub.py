@@ -54,7 +54,7 @@ def test_an_id_is_downloaded_without_pickles(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert folder_from_source("owner/name") == tmp_path
     assert (tmp_path / "kept.txt").read_text().split() == [
-        "chat_template.jinja", "config.json", "model-00001-of-00002.safetensors",
+        "README.md", "chat_template.jinja", "config.json", "model-00001-of-00002.safetensors",
         "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
     ]  # fmt: skip
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from himix_edge.config import DecoderConfig, Design, HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.config import (
+    DecoderConfig,
+    Design,
+    HiMixConfig,
+    KeyRotation,
+    PreprocessConfig,
+    ProjectionConfig,
+    VisionConfig,
+)
 from himix_edge.models.decoder import KV, Decoder
 from himix_edge.models.injection import INJECTIONS, injection_from_config
 from tests import tolerances
@@ -20,6 +28,7 @@ from tests.models.reference import (
     random_tensor,
     randomized,
     shared_kv,
+    turned,
     weights_of,
 )
 
@@ -89,6 +98,70 @@ def test_hierarchical_gives_every_layer_the_output_of_its_own_connector() -> Non
             image = connected(features, weights_of(injection), f"connectors.{i}.")
             pairs.append(shared_kv(image, weights, i, DECODER.rms_norm_eps))
         assert_image_kv(kv, np.stack([k for k, _ in pairs]), np.stack([v for _, v in pairs]))
+
+
+def surrounded(features: Array, side: int, skipped: int) -> Array:
+    """[N, d] -> [N, 9 d]: beside each patch the eight around it, zeros where there is none."""
+    width = features.shape[1]
+    patches = {divmod(i + skipped, side): x for i, x in enumerate(features)}
+    return np.stack(
+        [
+            np.concatenate(
+                [
+                    patches.get((row + down, column + right), np.zeros(width))
+                    for down in (-1, 0, 1)
+                    for right in (-1, 0, 1)
+                ]
+            )
+            for row, column in patches
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("projection", "rotation", "prefix", "skipped"),
+    [
+        (ProjectionConfig(bias=True), "slots", 0, 0),
+        (ProjectionConfig(neighbourhood=3), "none", 2, 0),
+        (ProjectionConfig(connector_size=6), "none", 0, 1),
+        (ProjectionConfig(neighbourhood=3, connector_size=6, bias=True), "slots", 5, 2),
+    ],
+)
+def test_what_a_converted_models_projections_may_have(
+    projection: ProjectionConfig, rotation: KeyRotation, prefix: int, skipped: int
+) -> None:
+    vision = dataclasses.replace(VISION, skipped_patches=skipped)
+    config = HiMixConfig(
+        vision, DECODER, PreprocessConfig(12), "himix", projection, rotation, prefix
+    )
+    injection = randomized(injection_from_config(config), seed=1)
+    weights = weights_of(injection)
+    features = FEATURES[:, skipped:]
+    cache = injection(features, Decoder(DECODER))
+    tokens = 9 - skipped
+    for image, x in enumerate(features.double().numpy()):
+        parts = [surrounded(x, 3, skipped) if projection.neighbourhood == 3 else x]
+        if projection.connector_size:
+            y = connected(x, weights, "inputs.connector.")
+            parts.append(y / np.sqrt((y * y).mean(1, keepdims=True) + 1e-6))
+        inputs = np.concatenate(parts, axis=1)
+        for i, kv in enumerate(cache):
+            for name, part in (("k", kv.key), ("v", kv.value)):
+                expected = inputs @ weights[f"layers.{i}.{name}_proj.weight"].T
+                if projection.bias:
+                    expected = expected + weights[f"layers.{i}.{name}_proj.bias"]
+                heads = expected.reshape(tokens, 2, 8).swapaxes(0, 1)  # [Hkv, N, D]
+                if rotation == "slots" and name == "k":
+                    heads = np.stack(
+                        [
+                            [turned(key, n - tokens, DECODER.rope_theta) for n, key in enumerate(h)]
+                            for h in heads
+                        ]
+                    )
+                if prefix:
+                    heads = np.concatenate([weights["prefix"][i, int(name == "v")], heads], axis=1)
+                assert part.shape == (2, 2, prefix + tokens, 8)
+                np.testing.assert_allclose(part[image], heads, rtol=0, atol=tolerances.IMAGE_KV)
 
 
 @pytest.mark.parametrize("design", ["himix", "uniform", "hierarchical"])

@@ -11,14 +11,18 @@ from transformers import (
     CLIPProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from himix_edge.config import PreprocessConfig
-from himix_edge.errors import CheckpointError
+from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.models.huggingface import (
     encoder_from_folder,
 )
-from himix_edge.models.preprocessor import DEFAULTS
+from himix_edge.models.preprocessor import DEFAULTS, preprocess_from_json
 from tests.models.stock import (
     SIZE,
     edit,
@@ -68,6 +72,22 @@ def test_what_a_preprocessor_may_leave_out_is_transformers_default(family: Any, 
     for name, value in DEFAULTS[family].items():
         expected = written.get(name, False if name == "do_center_crop" else None)
         assert value == (tuple(expected) if isinstance(value, tuple) else expected), name
+
+
+def test_llavas_own_processors() -> None:
+    """Pixel for pixel they are compared where whole models are: `tests/convert/test_replay.py`."""
+    llava: Any = LlavaImageProcessorPil
+    onevision: Any = LlavaOnevisionImageProcessorPil
+    assert preprocess_from_json(llava().to_dict(), "clip") == PreprocessConfig(224)
+    with pytest.raises(ConfigError, match="do_pad True"):
+        preprocess_from_json(llava(do_pad=True).to_dict(), "clip")
+    for settings in (
+        onevision().to_dict(),
+        {"image_processor_type": "LlavaOnevisionImageProcessor"},
+    ):
+        assert preprocess_from_json(settings, "siglip") == PreprocessConfig(384, "squash")
+    with pytest.raises(ConfigError, match="do_resize False"):
+        preprocess_from_json(onevision(do_resize=False).to_dict(), "siglip")
 
 
 @pytest.mark.parametrize(

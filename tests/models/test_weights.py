@@ -17,8 +17,10 @@ from himix_edge.models.weights import (
     SINGLE_FILE,
     HeldWeight,
     RandomWeight,
+    RowWeight,
     StackedWeight,
     Weight,
+    ZeroWeight,
     held_weights,
     misfits,
     random_weights,
@@ -282,3 +284,26 @@ def test_misfits_are_all_named(tmp_path: Path) -> None:
 def test_no_misfits() -> None:
     weights: dict[str, Weight] = {"a": HeldWeight(torch.zeros(2, 3))}
     assert list(misfits({"a": torch.empty(2, 3, device="meta")}, weights)) == []
+
+
+# made of others
+
+
+def test_a_row_of_a_matrix_is_replaced() -> None:
+    matrix, vector = random_tensor(3, 4), random_tensor(4, seed=1).half()
+    weight = RowWeight(HeldWeight(matrix), 1, HeldWeight(vector))
+    assert weight.shape == (3, 4)
+    assert torch.equal(weight.read(), torch.stack((matrix[0], vector.float(), matrix[2])))
+    assert torch.equal(matrix, random_tensor(3, 4))  # as it was
+    assert weight.problem() is None
+    assert RowWeight(HeldWeight(matrix), 1, HeldWeight(vector[:3])).problem() == (
+        "has rows of [4], not [3]"
+    )
+    vector[0] = torch.inf
+    assert weight.problem() == "is not finite"
+
+
+def test_a_bias_of_zeros() -> None:
+    weight = ZeroWeight((5,))
+    assert weight.shape == (5,)
+    assert torch.equal(weight.read(), torch.zeros(5))

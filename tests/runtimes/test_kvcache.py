@@ -5,6 +5,7 @@ import pytest
 from himix_edge.errors import PromptError
 from himix_edge.runtimes.kvcache import Cache
 from tests.runtimes.fakes import tiny_config
+from tests.tiny import converted_config
 
 
 def test_positions_count_text_alone() -> None:
@@ -27,6 +28,22 @@ def test_the_capacity_is_what_positions_and_slots_allow() -> None:
     assert Cache.after_image(config, (), 9, most_slots=50).capacity == 50
     assert Cache.after_image(config, (), 9, most_slots=100).capacity == 9 + 64
     assert Cache.after_image(tiny_config("vanilla"), (), 9).capacity == 9 + 64 - 9
+
+
+def test_a_converted_models_image_stands_ahead_of_position_0_and_takes_positions() -> None:
+    config = converted_config(max_position_embeddings=64)
+    after_image = Cache.after_image(config, (), config.image_slots)
+    assert config.image_slots == after_image.length == 3 + 8
+    assert after_image.capacity == 64
+    assert after_image.next_positions(1, 2).tolist() == [[0, 1]]
+    assert after_image.room == config.max_text_tokens == 64 - 11
+
+
+def test_without_an_image_every_position_is_for_text() -> None:
+    for config in (converted_config(max_position_embeddings=64), tiny_config("vanilla")):
+        text_only = Cache.after_image(config, (), 0)
+        assert text_only.capacity == text_only.room == config.decoder.max_position_embeddings
+        assert text_only.next_positions(1, 2).tolist() == [[0, 1]]
 
 
 def test_a_full_cache() -> None:

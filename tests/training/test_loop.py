@@ -156,7 +156,7 @@ def test_a_full_disk_keeps_the_state_before(
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="nan at step 0"):
+    with pytest.raises(TrainingError, match="the loss of phase 'encoder' at step 0 is nan"):
         train_phase(NowhereTask(), PHASE, CONFIG, 0, tmp_path / "s.safetensors", ignore)
 
 

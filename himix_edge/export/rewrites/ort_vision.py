@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import pattern
 
-from himix_edge.config import Design, HiMixConfig
-from himix_edge.contract import present_names
+from himix_edge.analysis.costs import connectors
+from himix_edge.config import HiMixConfig
 from himix_edge.export.dialects import ORT_DOMAIN, ORT_OPSET
-from himix_edge.export.products import FP32, initializer
-from himix_edge.export.rewrites.rule import Rule, constant, made_by
+from himix_edge.export.products import FP32
+from himix_edge.export.rewrites.rule import Rule, constant
 
 FLASH_TOKENS = 512  # from how many on attention in tiles is faster than in whole matrices
 
@@ -39,11 +38,8 @@ def ort_vision(graph: onnx_ir.Model, config: HiMixConfig) -> None:
         attention = FlashAttention if tokens >= FLASH_TOKENS else WholeAttention
         attention.apply(graph, times=layers)
         activation = vision.hidden_act
-        connectors = _connectors(config.design, config.decoder.num_hidden_layers)
-        Gelu.apply(graph, times=layers * (activation == "gelu") + connectors)
+        Gelu.apply(graph, times=layers * (activation == "gelu") + connectors(config))
         TanhGelu.apply(graph, times=layers * (activation == "gelu_pytorch_tanh"))
-    if config.design == "himix":
-        _divide_projections(graph, config)
     graph.opset_imports.update({"": ORT_OPSET, ORT_DOMAIN: 1})
 
 
@@ -102,40 +98,3 @@ class TanhGelu(Rule):
 def _heads(shape: onnx_ir.Value) -> int:
     """H, of [-1, N, H, D]"""
     return int(shape.const_value.numpy()[2])  # type: ignore[union-attr]
-
-
-def _connectors(design: Design, layers: int) -> int:
-    """How many there are; each has a GELU of its own."""
-    return {"himix": 0, "uniform": 1, "hierarchical": layers, "vanilla": 1}[design]
-
-
-def _divide_projections(graph: onnx_ir.Model, config: HiMixConfig) -> None:
-    """Keys and values as one Transpose and one Split, whose parts are the outputs as they stand.
-
-    The portable graph lays them out as [L * 2, B, Hkv, N, D], and then copies every part out of it.
-    """
-    decoder, body = config.decoder, graph.graph
-    parts = 2 * decoder.num_hidden_layers
-    names = present_names(decoder.num_hidden_layers)
-    part = made_by(made_by(body.outputs[0], "Squeeze").inputs[0], "Slice")
-    whole = made_by(made_by(part.inputs[0], "Transpose").inputs[0], "Reshape")
-    counts = np.array([0, 0, parts * decoder.num_key_value_heads, decoder.head_dim])
-    shape = initializer(graph, onnx_ir.tensor(counts, name="projections.heads"))
-    heads = onnx_ir.Node("", "Reshape", [whole.inputs[0], shape])
-    turned = onnx_ir.Node(  # [B, L * 2 * Hkv, N, D]
-        "", "Transpose", heads.outputs, [onnx_ir.AttrInt64s("perm", [0, 2, 1, 3])]
-    )
-    divided = onnx_ir.Node(
-        "",
-        "Split",
-        turned.outputs,
-        [onnx_ir.AttrInt64("axis", 1), onnx_ir.AttrInt64("num_outputs", parts)],
-        num_outputs=parts,
-    )
-    body.extend([heads, turned, divided])
-    for i, (name, new) in enumerate(zip(names, divided.outputs, strict=True)):
-        old = body.outputs[i]
-        new.shape, new.type = old.shape, old.type
-        old.name, new.name = None, name
-        body.outputs[i] = new
-    RemoveUnusedNodesPass()(graph)

@@ -3,8 +3,8 @@
     decoder    Concat(past, new)  ->  TensorScatter(past, new, write_indices)
     vision     image              ->  TensorScatter(past, image), from the first slot on
 
-past [B, Hkv, S, D]; new [B, Hkv, M, D]; image [B, Hkv, N, D]. An engine may let the result share
-the buffer of its past, and then writes the new slots and no others.
+past [B, Hkv, S, D]; new [B, Hkv, M, D]; image [B, Hkv, P + N, D]. An engine may let the result
+share the buffer of its past, and then writes the new slots and no others.
 """
 
 from __future__ import annotations

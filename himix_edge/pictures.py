@@ -1,26 +1,30 @@
-"""Pictures of one's own, to calibrate and to measure with."""
+"""A folder of one's own pictures, to calibrate and to measure with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from himix_edge.config import PreprocessConfig
 from himix_edge.errors import ConfigError
-from himix_edge.export.expected import Array
 from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
 
-PROMPTS = "prompts.txt"  # what else such a folder may hold: a prompt a line
+PROMPTS = "prompts.txt"  # what else such a folder may hold: a prompt a line,
+QUESTIONS = "questions.jsonl"  # and prompts about single pictures; see `convert/questions.py`
 
 
 def picture_files(folder: Path, at_least: int = 1) -> list[Path]:
-    """A folder's pictures, by name: all files but PROMPTS.
+    """A folder's pictures, by name: all files but PROMPTS and QUESTIONS.
 
     Raises:
         ConfigError: fewer than `at_least`.
     """
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in found if path.is_file() and path.name != PROMPTS]
+    texts = (PROMPTS, QUESTIONS)
+    files = [path for path in found if path.is_file() and path.name not in texts]
     if len(files) < at_least:
         raise ConfigError(
             f"{folder} has too few pictures",
@@ -30,7 +34,7 @@ def picture_files(folder: Path, at_least: int = 1) -> list[Path]:
     return files
 
 
-def pictures(files: list[Path], config: PreprocessConfig) -> Iterator[Array]:
+def pictures(files: list[Path], config: PreprocessConfig) -> Iterator[NDArray[np.float32]]:
     """As `pixel_values` [1, 3, H, W], one at a time.
 
     Raises:

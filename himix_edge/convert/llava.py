@@ -1,0 +1,184 @@
+"""transformers' `LlavaForConditionalGeneration` and `LlavaOnevisionForConditionalGeneration`.
+
+Of LLaVA-OneVision the base tile, the image as a whole: its N tokens, then `image_newline`, then the
+text. Here that vector is the first token of the text: the prompts' text begins with the image's own
+token, whose row of the embedding, which no text ever uses, it replaces. (Where the embedding is the
+head as well, the logit of that one token changes with it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaConfig, LlavaOnevisionConfig, PreTrainedConfig
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from himix_edge.config import DecoderConfig, HiMixConfig, VisionConfig
+from himix_edge.contract import TOKENIZER
+from himix_edge.convert.layout import feature_layer, licence_of, token_text, vanilla_weights
+from himix_edge.convert.prompt import Conversation, Prompt, encoder_of, prompt_of
+from himix_edge.convert.teacher import TeacherSource
+from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.hub import json_object, name_of
+from himix_edge.models.huggingface import (
+    CONFIG,
+    DECODERS,
+    EMBEDDING,
+    decoder_config,
+    known_kind,
+    preprocess_of,
+    refusing,
+    stated_eos_token_ids,
+    vision_config,
+)
+from himix_edge.models.tokenizer_files import (
+    PROCESSOR_PLACES,
+    chat_template_of,
+    special_token,
+    tokenizer_of,
+)
+from himix_edge.models.weights import RowWeight, Weight, ZeroWeight, stored_weights
+
+ONEVISION = "llava_onevision"
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "llava": LlavaConfig,
+    ONEVISION: LlavaOnevisionConfig,
+}
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+CONNECTOR = "injection.connector."
+NEWLINE = "image_newline"
+# What names begin with in a file, old or new, without the "model." before new ones; and ours.
+PLACES = {
+    "vision_tower.": "vision.",
+    "language_model.lm_head.": "decoder.lm_head.",
+    "language_model.model.": "decoder.model.",
+    "language_model.": "decoder.model.",
+    "lm_head.": "decoder.lm_head.",
+    "multi_modal_projector.linear_1.": f"{CONNECTOR}0.",
+    "multi_modal_projector.linear_2.": f"{CONNECTOR}2.",
+}
+ONEVISION_NOTICE = (
+    "It sees the picture as a whole, at one size, and not the enlarged parts that LLaVA-OneVision "
+    "also looks at: small print may escape it."
+)
+
+
+def llava_source(folder: Path) -> TeacherSource:
+    """Opens a folder of either class, as `save_pretrained` writes it or as older ones are.
+
+    Raises:
+        CheckpointError: a file that is missing or corrupt, or a model that we don't have.
+    """
+    path = folder / CONFIG
+    data = json_object(path)
+    family = str(data["model_type"])
+    with refusing(path):
+        known_kind(data.get("vision_config") or {"model_type": TOWERS[0]}, TOWERS, "vision_config")
+        known_kind(data.get("text_config") or {"model_type": "llama"}, DECODERS, "text_config")
+        config: Any = CONFIGS[family].from_dict(data)  # with the defaults that a file leaves out
+        vision = _vision(config)
+        decoder = decoder_config(_text(config, data), stated_eos_token_ids(folder))
+        if not 0 <= config.image_token_index < decoder.vocab_size:
+            raise ConfigError(
+                "image_token_index is off",
+                expected=f"0 to {decoder.vocab_size - 1}",
+                found=str(config.image_token_index),
+            )
+    preprocess = preprocess_of(folder, vision)
+    decoder, weights = _weights(folder, config, vision, decoder)
+    prompt = _prompt(folder, config.image_token_index, opens_with_image=family == ONEVISION)
+    return TeacherSource(
+        name=name_of(folder),
+        family=family,
+        licence=licence_of(folder),
+        notice=ONEVISION_NOTICE if family == ONEVISION else "",
+        config=HiMixConfig(vision, decoder, preprocess, design="vanilla"),
+        weights=weights,
+        prefix_ids=prompt.prefix_ids,
+        tokenizer_json=prompt.tokenizer_json,
+        chat_template=prompt.chat_template,
+    )
+
+
+def _vision(config: Any) -> VisionConfig:
+    if config.projector_hidden_act != "gelu":
+        raise ConfigError(
+            "projector_hidden_act is unknown", expected="gelu", found=config.projector_hidden_act
+        )
+    tower = config.vision_config
+    is_clip = tower.model_type == TOWERS[0]
+    whole = config.vision_feature_select_strategy == "full"
+    if whole and is_clip:
+        raise ConfigError(
+            "vision_feature_select_strategy is off",
+            expected="'default' with CLIP, whose first feature is no patch",
+            found="'full'",
+        )
+    layer = feature_layer(config.vision_feature_layer, tower.num_hidden_layers)
+    return vision_config(tower.to_dict(), layer, skipped_patches=0 if whole or is_clip else 1)
+
+
+def _text(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's part, with what is said of the whole and holds for it."""
+    text: dict[str, Any] = config.text_config.to_dict()
+    text["tie_word_embeddings"] = config.tie_word_embeddings
+    if quantization := data.get("quantization_config"):
+        text["quantization_config"] = quantization
+    return text
+
+
+def _weights(
+    folder: Path, config: Any, vision: VisionConfig, decoder: DecoderConfig
+) -> tuple[DecoderConfig, dict[str, Weight]]:
+    """Under the names of our vanilla model; and the config of the decoder that they make."""
+    decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
+    if not config.multimodal_projector_bias:
+        zeros = ZeroWeight((decoder.hidden_size,))
+        weights |= {f"{CONNECTOR}{i}.bias": zeros for i in (0, 2)}
+    if config.model_type == ONEVISION:
+        if NEWLINE not in weights:
+            raise CheckpointError(f"the weights of {folder} are incomplete", expected=NEWLINE)
+        newline = weights.pop(NEWLINE)
+        if EMBEDDING in weights:
+            weights[EMBEDDING] = RowWeight(weights[EMBEDDING], config.image_token_index, newline)
+    return decoder, weights
+
+
+def _prompt(folder: Path, image_id: int, *, opens_with_image: bool) -> Prompt:
+    tokenizer_json = tokenizer_of(folder).read_text(encoding="utf-8")
+    template = chat_template_of(folder, PROCESSOR_PLACES)
+    tokens: dict[str, Any] = {n: special_token(folder, n) for n in ("bos_token", "eos_token")}
+    with refusing(folder / TOKENIZER):
+        encoded = encoder_of(tokenizer_json)
+        image = token_text(tokenizer_json, image_id)
+        if image is None:
+            raise ConfigError("it lacks the image's token", expected=f"an added token {image_id}")
+
+    def render(words: Sequence[str]) -> str:
+        messages = [_message(i, text) for i, text in enumerate(words)]
+        try:
+            rendered = render_jinja_template(
+                [messages], chat_template=template, add_generation_prompt=True, **tokens
+            )
+        except Exception as error:  # a template is a program, it may raise anything
+            raise CheckpointError(
+                f"the chat template of {folder} can't be rendered",
+                expected="one that takes lists of text and images as contents",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
+        return str(rendered[0][0])
+
+    def encode(text: str) -> list[int]:
+        bos = tokens["bos_token"]  # as transformers' processors do: added unless it is there
+        return encoded(text, not (bos and text.startswith(bos)))
+
+    opening = image if opens_with_image else ""
+    return prompt_of(tokenizer_json, Conversation(render, encode, image, image_id, opening))
+
+
+def _message(turn: int, text: str) -> dict[str, Any]:
+    content = [{"type": "text", "text": text}]
+    first = [{"type": "image"}] if turn == 0 else []
+    return {"role": ("user", "assistant")[turn % 2], "content": first + content}

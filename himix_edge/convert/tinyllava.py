@@ -1,0 +1,135 @@
+"""TinyLLaVA Factory's layout: its own config and names around transformers' modules.
+
+Its prompts are in its code, and so is what becomes of an image before the encoder.
+Reference: github.com/TinyLLaVA/TinyLLaVA_Factory, `modeling_tinyllava.py` and `data/template`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from himix_edge.config import HiMixConfig, PreprocessConfig, VisionConfig
+from himix_edge.contract import TOKENIZER
+from himix_edge.convert.layout import feature_layer, licence_of, vanilla_weights
+from himix_edge.convert.prompt import Conversation, Prompt, encoder_of, prompt_of
+from himix_edge.convert.teacher import TeacherSource
+from himix_edge.errors import ConfigError
+from himix_edge.models.hub import json_object, name_of
+from himix_edge.models.huggingface import (
+    CONFIG,
+    DECODERS,
+    decoder_config,
+    known_kind,
+    refusing,
+    stated_eos_token_ids,
+    vision_config,
+)
+from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.models.tokenizer_files import tokenizer_of
+from himix_edge.models.weights import stored_weights
+from himix_edge.plain import shown
+
+FAMILY = "tinyllava"
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+IMAGE, IMAGE_ID = "<image>", -200
+PLACES = {
+    "vision_tower._vision_tower.": "vision.",
+    "language_model.": "decoder.",
+    "connector._connector.": "injection.connector.",
+}
+
+
+def tinyllava_source(folder: Path) -> TeacherSource:
+    """Opens a folder of TinyLlavaForConditionalGeneration.
+
+    Raises:
+        CheckpointError: a file that is missing or corrupt, or a model that we don't have.
+    """
+    path = folder / CONFIG
+    data = json_object(path)
+    with refusing(path):
+        _require(data, "connector_type", "mlp2x_gelu")
+        vision = _vision(data)
+        preprocess = _preprocess(data, vision)
+        text = data.get("text_config") or {}
+        kind = known_kind(text, DECODERS, "text_config")
+        end = _answer_end(kind, str(data.get("llm_model_name_or_path")))
+    tokenizer_json = tokenizer_of(folder).read_text(encoding="utf-8")
+    with refusing(folder / TOKENIZER):
+        encode = encoder_of(tokenizer_json)
+        ends = [ids[0]] if len(ids := encode(end, False)) == 1 else []
+    with refusing(path):
+        decoder = decoder_config(text, [*stated_eos_token_ids(folder), *ends])
+    decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
+    prompt = _prompt(tokenizer_json, end)
+    return TeacherSource(
+        name=name_of(folder),
+        family=FAMILY,
+        licence=licence_of(folder),
+        notice="",
+        config=HiMixConfig(vision, decoder, preprocess, design="vanilla"),
+        weights=weights,
+        prefix_ids=prompt.prefix_ids,
+        tokenizer_json=prompt.tokenizer_json,
+        chat_template=prompt.chat_template,
+    )
+
+
+def _vision(data: Mapping[str, Any]) -> VisionConfig:
+    """Its "patch" drops CLIP's class token, and of SigLIP, which has none, the first patch."""
+    _require(data, "vision_feature_select_strategy", "patch")
+    _require(data, "vision_model_name_or_path2", "")  # a second encoder
+    vision = data.get("vision_config") or {}
+    layer = data.get("vision_feature_layer", -2)
+    is_clip = str(vision.get("model_type")).startswith("clip")
+    found = vision_config(vision, -1, skipped_patches=0 if is_clip else 1)
+    layer = feature_layer(layer, found.num_hidden_layers)
+    return vision_config(vision, layer, skipped_patches=found.skipped_patches)
+
+
+def _preprocess(data: Mapping[str, Any], vision: VisionConfig) -> PreprocessConfig:
+    """The encoder's own processor, at its size."""
+    _require(data, "image_aspect_ratio", "square")
+    size = vision.image_size
+    square = {"height": size, "width": size}
+    crops = {"size": {"shortest_edge": size}, "crop_size": square}
+    settings = crops if vision.model_type == "clip" else {"size": square}
+    return preprocess_from_json(settings, vision.model_type)
+
+
+def _require(data: Mapping[str, Any], name: str, value: str) -> None:
+    if (found := data.get(name, value)) != value:
+        raise ConfigError(f"{name} is unknown", expected=repr(value), found=shown(found))
+
+
+def _answer_end(kind: str, base: str) -> str:
+    """What its templates write after an answer: each decoder has its own."""
+    if kind == "llama":
+        return "</s>"
+    return "<|im_end|>" if "instruct" in base.lower() else "<|endoftext|>"
+
+
+def _prompt(tokenizer_json: str, end: str) -> Prompt:
+    encoded = encoder_of(tokenizer_json)
+
+    def render(words: Sequence[str]) -> str:
+        text = f"{SYSTEM} "
+        for i, question in enumerate(words[::2]):
+            answer = f" {words[2 * i + 1]}{end}" if 2 * i + 1 < len(words) else ""
+            image = f"{IMAGE}\n" if i == 0 else ""
+            text += f"USER: {image}{question} ASSISTANT:{answer}"
+        return text
+
+    def encode(text: str) -> list[int]:
+        before, *after = text.split(IMAGE)
+        ids = encoded(before, True)
+        for part in after:  # each by itself, and only the first with BOS
+            ids += [IMAGE_ID, *encoded(part, False)]
+        return ids
+
+    return prompt_of(tokenizer_json, Conversation(render, encode, IMAGE, IMAGE_ID, by_itself=True))
