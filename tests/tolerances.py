@@ -28,7 +28,7 @@ DEQUANTIZED_GRAPH = (
 )
 INT8_KV_COSINE = 0.998  # keys and values over int8 weights, a tiny encoder of random ones
 RUNNING_SUMS = 1e-9  # a fit from running sums in float64 against numpy's least squares: 5e-12
-FIT_FIGURES = 1e-6  # a fit's figures in other batches, or interrupted: what issue 6 asks for
+FIT_FIGURES = 1e-6  # a fit's figures in other batches, or interrupted: 1e-9
 FIT_WEIGHTS = 1e-6  # fitted projections, in fp32, against ridge regression over all rows: 9e-8
 JUDGED_KL = 2e-6  # KL of the next token (fp32 logits, float64 from there) against numpy
 REPLAYED_KL = 1e-9  # of a student with the teacher's own cache: 2e-13

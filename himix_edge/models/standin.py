@@ -30,14 +30,14 @@ def random_checkpoint(name: str, config: HiMixConfig) -> Checkpoint:
         notice=NOTICE,
         config=config,
         weights=random_weights(hollow_model(config).state_dict()),
-        tokenizer_json=_byte_tokenizer(config.decoder.vocab_size),
+        tokenizer_json=byte_tokenizer(config.decoder.vocab_size),
         chat_template=CHAT_TEMPLATE,
         model_card=f"# {name}, random weights\n\n{NOTICE}\n",
         files={},
     )
 
 
-def _byte_tokenizer(vocab_size: int) -> str:
+def byte_tokenizer(vocab_size: int) -> str:
     """A `tokenizer.json` of that many ids: the bytes first, then "<256>" and so on."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet):

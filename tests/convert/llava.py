@@ -53,7 +53,7 @@ VISION: dict[str, Any] = {
 }
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
+    "hidden_size": 64,  # heads of 16
     "intermediate_size": 80,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,

@@ -220,9 +220,9 @@ def project_for(graph: onnx_ir.Model, config: HiMixConfig) -> None:
     assert reshape.op_type == "Reshape"
     assert sizes is not None
     assert sizes.const_value is not None
-    before = sizes.const_value.numpy()  # [B, N, L * 2, Hkv, D]
+    before = sizes.const_value.numpy()  # [B, N, 2 * L * Hkv, D]
     sizes.const_value = onnx_ir.tensor(
-        np.array([*before[:2], 2 * LAYERS, heads, dim]), name=sizes.name
+        np.array([*before[:2], 2 * LAYERS * heads, dim]), name=sizes.name
     )
     for output in graph.graph.outputs:
         assert output.shape is not None

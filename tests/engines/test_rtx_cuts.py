@@ -175,20 +175,28 @@ def test_projections_put_into_a_traced_graph_are_those_that_are_traced(
 
 
 def outline(model: onnx_ir.Model) -> list[object]:
-    """All of a graph but the values of large constants."""
-    constants = [
-        (name, str(value.dtype), str(value.shape), small(value))
-        for name, value in sorted(model.graph.initializers.items())
-    ]
+    """All of a graph but the values of large constants, and the numbers in torch's names."""
+    numbered: dict[str, str] = {}
+
+    def named(value: onnx_ir.Value | None) -> str:
+        name = value.name if value and value.name else ""
+        if name.startswith("val_"):  # counted as it traced, what came to nothing included
+            return numbered.setdefault(name, f"val {len(numbered)}")
+        return name
+
     nodes = [
         (
             node.op_type,
-            [value.name if value else None for value in node.inputs],
-            [value.name for value in node.outputs],
+            [named(value) for value in node.inputs],
+            [named(value) for value in node.outputs],
             {name: str(attribute.value) for name, attribute in node.attributes.items()},
         )
         for node in model.graph
     ]
+    constants = sorted(
+        (named(value), str(value.dtype), str(value.shape), small(value))
+        for value in model.graph.initializers.values()
+    )
     ends = [
         (value.name, str(value.dtype), str(value.shape))
         for value in (*model.graph.inputs, *model.graph.outputs)

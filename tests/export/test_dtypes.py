@@ -88,7 +88,7 @@ def as_float(tensor: Any) -> Array:
 def test_every_weight_is_the_model_s_in_the_dtype(typed: Typed) -> None:
     """And none is what the memory held in which the graph was traced."""
     expected = {name: tensor.to(typed.torch) for name, tensor in typed.model.state_dict().items()}
-    projections = [f"injection.layers.{i}.{part}_proj.weight" for i in (0, 1) for part in "kv"]
+    projections = [f"injection.layers.{i}.{part}_proj.weight" for part in "kv" for i in (0, 1)]
     expected["injection.weight"] = torch.cat([expected.pop(name) for name in projections])
     positions = expected.pop("vision.model.embeddings.position_embedding.weight")
     patches = "vision.model.embeddings.patch_embedding.weight"
