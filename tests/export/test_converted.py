@@ -154,7 +154,10 @@ def test_quantized(
     after = Converted(before.checkpoint, tmp_path / "bundle")
     graph = onnx_ir.load(after.folder / VISION_GRAPH)
     codes = [v for v in graph.graph.initializers.values() if v.dtype is onnx_ir.DataType.INT8]
-    assert [32 * 2 * 9 + 24, 128] in [list(value.shape or ()) for value in codes]
+    projections = [32 * 2 * 9 + 24, 128]
+    in_codes = projections in [list(value.shape or ()) for value in codes]
+    assert in_codes == (fixture == "native")  # in int8 on a CPU, what comes in is rounded as well
+    assert len(codes) > 6
     for i, (found, exact) in enumerate(zip(after.kv(), before.kv(), strict=True)):
         prefix, image = found[:, :, :PREFIX], found[:, :, PREFIX:].ravel().astype(np.float64)
         assert np.array_equal(prefix, exact[:, :, :PREFIX]), i
