@@ -27,7 +27,7 @@ from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
 from himix_edge.errors import ConfigError
 from himix_edge.export.phases import Phases
-from himix_edge.files import refuse_foreign_folder
+from himix_edge.files import PARTIAL, refuse_foreign_folder
 from himix_edge.models.checkpoints import Checkpoint, is_checkpoint, write_checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import HeldWeight, Weights
@@ -36,6 +36,7 @@ from himix_edge.training.tasks import Outcome
 
 REPORT, PAGE = "conversion.json", "conversion.html"  # beside the weights
 STATE = ".state"  # what an interrupted conversion goes on from: a folder beside the checkpoint
+FIT_STATE, DISTIL_STATE = "fit.safetensors", "distil.safetensors"
 QUESTIONS_A_PICTURE = 3  # that answers are compared on
 WEIGHING_PROMPTS = 8  # whose attention weighs the image tokens
 
@@ -92,7 +93,9 @@ def convert(
         OutputError: a place that can't be written, or a folder of someone else's.
     """
     require_plots()
+    state = output.with_name(output.name + STATE)
     refuse_foreign_folder(output, "checkpoint", is_checkpoint)
+    refuse_foreign_folder(state, "conversion's state", _is_state)
     phases = Phases(None)
     phases.begin("reading the model", 0.0)
     opened = teacher_from_folder(source)
@@ -104,16 +107,14 @@ def convert(
     work = _Work(teacher, student_of(teacher, config), calibration, questions, tokenizer, watch)
     watch("reading the model", 1, 1, opened.name)
 
-    state = output.with_name(output.name + STATE)
-    state.mkdir(parents=True, exist_ok=True)
     phases.begin("fitting", 0.0)
-    fit = work.fitted(options, state / "fit.safetensors")
+    fit = work.fitted(options, state / FIT_STATE)
     phases.begin("judging", 0.0)
     judgement, distilled = work.judged(options.judge), None
     if options.distil:
         phases.begin("distilling", 0.0)
         settings = DistilSettings(options.distil, options.distil_images)
-        work.distil(settings, state / "distil.safetensors")
+        work.distil(settings, state / DISTIL_STATE)
         phases.begin("judging again", 0.0)
         distilled = work.judged(options.judge)
     phases.begin("looking for weak layers", 0.0)
@@ -226,6 +227,12 @@ class _Work:
         own = [self.questions.for_image(path.name) for path in self.calibration.files]
         texts = list(dict.fromkeys(asked.prompt for each in own for asked in each))
         return [encoded(text, self.tokenizer, self.student) for text in texts[:WEIGHING_PROMPTS]]
+
+
+def _is_state(folder: Path) -> bool:
+    """Whether all that a folder holds is of a conversion, and may go when that is done."""
+    names = [path.name for path in folder.iterdir()]
+    return all(name in (FIT_STATE, DISTIL_STATE) or name.endswith(PARTIAL) for name in names)
 
 
 def _plain(options: ConvertOptions) -> dict[str, Any]:

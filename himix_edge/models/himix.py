@@ -15,7 +15,8 @@ from himix_edge.models.weights import Weights
 class HiMix(nn.Module):
     """Algorithm 1 of the paper, cut in two where the runtime cuts it.
 
-    `encode` is the image's part, lines 4 and 11: it fills the first N slots of the cache.
+    `encode` is the image's part, lines 4 and 11: it fills the first N slots of the cache; in a
+    converted model the fixed text's P slots before them as well.
     `decode` is the text's part, lines 5 to 24, over that cache.
     """
 
@@ -27,7 +28,7 @@ class HiMix(nn.Module):
         self.injection = injection_from_config(config)
 
     def encode(self, pixel_values: Tensor) -> list[KV]:
-        """[B, 3, H, W] -> per layer keys and values [B, Hkv, N, D]"""
+        """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
         kv: list[KV] = self.injection(self.vision(pixel_values), self.decoder)
         return kv
 

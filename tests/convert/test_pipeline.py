@@ -211,6 +211,9 @@ def test_what_is_refused_before_any_work(llava: Path, pictures: Path, tmp_path: 
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(OutputError, "will not replace .*foreign", output=foreign)
+    (tmp_path / f"mine{STATE}").mkdir()
+    (tmp_path / f"mine{STATE}" / "notes.txt").write_text("mine", encoding="utf-8")
+    refused(OutputError, "will not replace .*mine.state", output=tmp_path / "mine")
     refused(CheckpointError, "cannot find .*nowhere", source=str(tmp_path / "nowhere"))
     refused(CheckpointError, "incomplete.*config.json", source=empty)
     refused(ConfigError, "too few pictures.*found 0", pictures=empty)
