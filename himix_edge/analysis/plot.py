@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from himix_edge.analysis.costs import cost
 from himix_edge.config import Design, HiMixConfig
-from himix_edge.errors import DependencyError
 from himix_edge.files import whole_file
+from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,12 +55,9 @@ def figure(config: HiMixConfig, title: str, text: int, images: int) -> Figure:
     Raises:
         DependencyError: matplotlib isn't installed.
     """
-    try:
-        from matplotlib.figure import Figure as MatplotlibFigure
-    except ImportError as error:
-        raise DependencyError(
-            f"a plot needs {error.name}", fix="pip install 'himix-edge[plot]'"
-        ) from error
+    require_plots()
+    from matplotlib.figure import Figure as MatplotlibFigure
+
     positions = config.decoder.max_position_embeddings
     longest = min(LONGEST_TEXT, positions - images)
     most = min(max(MOST_IMAGE_TOKENS, images), positions - text)

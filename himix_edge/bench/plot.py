@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from himix_edge.bench.show import LABELS, NAMES
-from himix_edge.errors import ConfigError, DependencyError, closest
+from himix_edge.errors import ConfigError, closest
 from himix_edge.files import whole_file
+from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,12 +59,9 @@ def figure(report: dict[str, Any]) -> Figure:
     Raises:
         DependencyError: matplotlib isn't installed.
     """
-    try:
-        from matplotlib.figure import Figure as MatplotlibFigure
-    except ImportError as error:
-        raise DependencyError(
-            f"a plot needs {error.name}", fix="pip install 'himix-edge[plot]'"
-        ) from error
+    require_plots()
+    from matplotlib.figure import Figure as MatplotlibFigure
+
     drawn = MatplotlibFigure(figsize=INCHES, layout="constrained")
     axes = drawn.subplots()
     candidates = report["candidates"]

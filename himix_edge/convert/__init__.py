@@ -4,8 +4,8 @@
                    layout.py what they share, prompt.py where the image stands in the text
     teacher.py     the vanilla model in memory, and the HiMix model that shares its weights
     images.py      the pictures, and questions.py what is asked about them
-    fit.py         the projections in closed form: moments.py the sums, sums.py and state.py how
-                   they are collected and kept, attention.py how they may be weighted
+    fit.py         the projections in closed form: moments.py the sums, sums.py how they are
+                   collected and kept, attention.py how they may be weighted
     distil.py      the projections trained a little more, on what answers.py has the teacher say
     judge.py       how close it came, and blame.py where it loses
     report.py      all of that as data; page.py, plots.py, tables.py and card.py for people

@@ -20,7 +20,6 @@ from himix_edge.convert.fit import Fit, FitOptions, fitted
 from himix_edge.convert.images import Calibration
 from himix_edge.convert.judge import Judgement, encoded, judged
 from himix_edge.convert.page import page
-from himix_edge.convert.plots import require_plots
 from himix_edge.convert.questions import Question, Questions, prompt_encoder
 from himix_edge.convert.report import Conversion
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
@@ -31,6 +30,7 @@ from himix_edge.files import PARTIAL, refuse_foreign_folder
 from himix_edge.models.checkpoints import Checkpoint, is_checkpoint, write_checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import HeldWeight, Weights
+from himix_edge.plotting import require_plots
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.training.tasks import Outcome
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from himix_edge.errors import DependencyError
+from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,20 +29,6 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
-
-
-def require_plots() -> None:
-    """Before a conversion begins.
-
-    Raises:
-        DependencyError: matplotlib isn't installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"the report's plots need {error.name}", fix="pip install 'himix-edge[plot]'"
-        ) from error
 
 
 def plots(report: Mapping[str, Any]) -> dict[str, str]:

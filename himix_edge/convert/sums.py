@@ -15,8 +15,8 @@ from torch import Tensor
 
 from himix_edge.convert.images import Calibration
 from himix_edge.convert.moments import Moments
-from himix_edge.convert.state import load_state, save_state
 from himix_edge.convert.teacher import Teacher
+from himix_edge.training.state import load_state, save_state
 
 SAVE_SECONDS = 60.0  # between two states on disk
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from himix_edge.config import HiMixConfig
 from himix_edge.errors import TrainingError
-from himix_edge.files import whole_file
-from himix_edge.models.shards import write_tensors
+from himix_edge.training.state import load_state, save_state
 from himix_edge.training.tasks import Outcome, Task, TaskName
 
 WARMUP_RATIO = 0.03  # the paper's table 7, as are AdamW, no weight decay, and the cosine
 BETAS = (0.9, 0.98)
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls them
 MAX_GRAD_NORM = 1.0
 SAVE_SECONDS = 60.0  # between two states on disk
 
@@ -133,8 +131,12 @@ def optimize(
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=plan.learning_rate, betas=BETAS, weight_decay=0.0
     )
-    notes = {} if notes is None else notes
-    step = _load_state(state_path, run, trained, optimizer, notes) if state_path.exists() else 0
+    notes, step = {} if notes is None else notes, 0
+    tensors = _state_tensors(trained, optimizer)
+    if state_path.exists():
+        found = load_state(state_path, run, tensors)
+        step = found["step"]
+        notes.update(found["notes"])
     saved = time.monotonic()
     while step < plan.steps:
         for group in optimizer.param_groups:
@@ -144,7 +146,7 @@ def optimize(
         step += 1
         watch(step, Outcome(came_to.loss.detach(), came_to.right))
         if step == plan.steps or time.monotonic() - saved > SAVE_SECONDS:
-            _save_state(state_path, run, step, trained, optimizer, notes)
+            save_state(state_path, run, tensors, {"step": step, "notes": notes})
             saved = time.monotonic()
 
 
@@ -167,67 +169,15 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _save_state(
-    path: Path,
-    run: Mapping[str, Any],
-    step: int,
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    notes: Mapping[str, Any],
-) -> None:
+def _state_tensors(trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments by name, the very ones: to be stored, or to be filled."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.named_parameters():
+        moments = optimizer.state[parameter]
+        if not moments:  # as AdamW begins, but for having begun
+            moments["step"] = torch.tensor(0.0)
+            for part in MOMENTS:
+                moments[part] = torch.zeros_like(parameter)
         tensors[name] = parameter.detach()
-        for part, value in optimizer.state[parameter].items():
-            if part != "step":
-                tensors[f"{part}/{name}"] = value
-    metadata = {"run": json.dumps(run), "step": str(step), "notes": json.dumps(notes)}
-    with whole_file(path) as temporary:
-        write_tensors(temporary, tensors, metadata)
-
-
-def _load_state(
-    path: Path,
-    run: Mapping[str, Any],
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    notes: dict[str, Any],
-) -> int:
-    """Puts weights, moments and notes back; returns the step they belong to."""
-    remedy = f"delete {path} to begin anew, or train into another folder"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            expected, found = _facts(run), _facts(json.loads(metadata["run"]))
-            if expected != found:
-                raise TrainingError(
-                    f"{path} is the state of another run",
-                    expected=", ".join(sorted(expected - found)),
-                    found=", ".join(sorted(found - expected)),
-                    fix=remedy,
-                )
-            step = int(metadata["step"])
-            notes.update(json.loads(metadata.get("notes", "{}")))
-            for name, parameter in trained.named_parameters():
-                with torch.no_grad():
-                    parameter.copy_(file.get_tensor(name))
-                if step:
-                    optimizer.state[parameter] = {
-                        part: file.get_tensor(f"{part}/{name}").to(parameter.device)
-                        for part in ("exp_avg", "exp_avg_sq")
-                    }
-                    optimizer.state[parameter]["step"] = torch.tensor(float(step))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{path} is corrupt", found=str(error), fix=remedy) from error
-    return step
-
-
-def _facts(run: Mapping[str, Any], where: str = "") -> set[str]:
-    """All that decides a run, one fact each: "seed 0", "config.decoder.hidden_size 192"."""
-    facts: set[str] = set()
-    for key, value in run.items():
-        if isinstance(value, Mapping):
-            facts |= _facts(value, f"{where}{key}.")
-        else:
-            facts.add(f"{where}{key} {json.dumps(value)}")
-    return facts
+        tensors |= {f"{part}/{name}": moments[part] for part in ("step", *MOMENTS)}
+    return tensors

@@ -18,8 +18,9 @@ from PIL import Image
 from himix_edge.convert import page as convert_page
 from himix_edge.convert.judge import Exchange, Judgement
 from himix_edge.convert.page import MOST_ANSWERS, page
-from himix_edge.convert.plots import plots, require_plots
+from himix_edge.convert.plots import plots
 from himix_edge.errors import DependencyError, ImageError
+from himix_edge.plotting import require_plots
 from tests.convert.reports import DISTILLED, FITTED, conversion, painted
 
 VOID = {"meta", "img"}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def load_state(path: Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor]
     Raises:
         TrainingError: it is another run's, or corrupt.
     """
-    remedy = f"delete {path} to begin anew, or convert into another folder"
+    remedy = f"delete {path} to begin anew, or choose another folder"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -57,14 +58,15 @@ def load_state(path: Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor]
                 stored = file.get_tensor(name)
                 if stored.shape != tensor.shape:
                     raise ValueError(f"{name} is {list(stored.shape)}, not {list(tensor.shape)}")
-                tensor.copy_(stored)
+                with torch.no_grad():
+                    tensor.copy_(stored)
     except (SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is corrupt", found=str(error), fix=remedy) from error
     return notes
 
 
 def facts(run: Mapping[str, Any], where: str = "") -> set[str]:
-    """All that decides a run, one fact each: "options.neighbourhood 3"."""
+    """All that decides a run, one fact each: "seed 0", "config.decoder.hidden_size 192"."""
     found: set[str] = set()
     for key, value in run.items():
         if isinstance(value, Mapping):
