@@ -94,7 +94,7 @@ def encoders(models: Path) -> list[Contestant]:
         ("OpenVINO default", "OpenVINO", False, openvino, "/fp32.onnx", {}),
         ("OpenVINO int8 weights", "OpenVINO", False, openvino, "-openvino/int8-weights.xml", {}),
         ("OpenVINO int8 static", "OpenVINO", False, openvino, "-openvino/int8-static.xml", {}),
-        ("torch fp32", "transformers", True, ("on_torch", "Encoder"), "/fp32.pt", {}),
+        ("torch fp32", "transformers", True, ("on_torch", "Encoder"), "/fp32.safetensors", {}),
     ]
     return [
         Contestant(

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 ALPHABET = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
@@ -85,8 +87,7 @@ def make_encoder(file: Path, config: dict[str, Any]) -> None:
     model = Encoder(kind, config, width).eval()
     size = config["image_size"]
     file.parent.mkdir(parents=True, exist_ok=True)
-    described = {"kind": kind, "config": config, "width": width}
-    torch.save(described | {"weights": model.state_dict()}, file.with_suffix(".pt"))
+    save_encoder(file.with_suffix(".safetensors"), model, kind, config, width)
     torch.onnx.export(
         model,
         (torch.zeros(1, 3, size, size),),
@@ -99,12 +100,19 @@ def make_encoder(file: Path, config: dict[str, Any]) -> None:
     )
 
 
+def save_encoder(file: Path, model: Encoder, kind: str, config: dict[str, Any], width: int) -> None:
+    """The weights, and what they are the weights of."""
+    described = json.dumps({"kind": kind, "config": config, "width": width})
+    save_file(model.state_dict(), file, metadata={"encoder": described})
+
+
 def read_encoder(file: Path) -> Encoder:
-    """What `make_encoder` made, from its torch weights."""
-    stored = torch.load(file, mmap=True)
+    """What `save_encoder` wrote."""
+    with safe_open(file, framework="pt") as stored:
+        described = json.loads(stored.metadata()["encoder"])
     with torch.device("meta"):
-        model = Encoder(stored["kind"], stored["config"], stored["width"])
-    model.load_state_dict(stored["weights"], assign=True)
+        model = Encoder(described["kind"], described["config"], described["width"])
+    model.load_state_dict(load_file(file), assign=True)
     positions = model.tower.embeddings.position_ids  # no weight, so not stored
     model.tower.embeddings.position_ids = torch.arange(positions.shape[-1])[None]
     return model.eval()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from himix_edge.contract import TOKENIZER
 from himix_edge.convert.teacher import TeacherSource
 from himix_edge.errors import ConfigError
 from himix_edge.export.bundle import manifest_of
+from himix_edge.export.reference import tokenizer_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.pictures import PROMPTS, QUESTIONS
 from himix_edge.plain import dataclass_from_dict
@@ -127,11 +126,7 @@ def prompt_encoder(source: TeacherSource) -> Tokenizer:
         CheckpointError: a tokenizer that can't be read, or has more tokens than the decoder.
         ExportError: a chat template that can't be taken apart.
     """
-    manifest = manifest_of(_as_checkpoint(source))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / TOKENIZER
-        path.write_text(source.tokenizer_json, encoding="utf-8")
-        return Tokenizer(path, manifest.chat)
+    return tokenizer_of(source.tokenizer_json, manifest_of(_as_checkpoint(source)))
 
 
 def _as_checkpoint(source: TeacherSource) -> Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from himix_edge.contract import TOKENIZER
+from himix_edge.contract import TOKENIZER, Manifest
 from himix_edge.export.bundle import manifest_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.decoder import KV
@@ -26,11 +26,20 @@ def reference_model(checkpoint: Checkpoint) -> Model:
         ExportError: a chat template that can't be taken apart.
     """
     manifest = manifest_of(checkpoint)
+    tokenizer = tokenizer_of(checkpoint.tokenizer_json, manifest)
+    return Model(manifest, tokenizer, TorchEngine(checkpoint.model()))
+
+
+def tokenizer_of(tokenizer_json: str, manifest: Manifest) -> Tokenizer:
+    """The tokenizer that a bundle would have.
+
+    Raises:
+        BundleError: the text is no tokenizer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / TOKENIZER
-        path.write_text(checkpoint.tokenizer_json, encoding="utf-8")
-        tokenizer = Tokenizer(path, manifest.chat)
-    return Model(manifest, tokenizer, TorchEngine(checkpoint.model()))
+        path.write_text(tokenizer_json, encoding="utf-8")
+        return Tokenizer(path, manifest.chat)
 
 
 class TorchEngine:

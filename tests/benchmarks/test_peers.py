@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.peers import make, plot
+from benchmarks.peers import make, make_weights, plot
 from benchmarks.peers.__main__ import bundles_of
 from benchmarks.peers.contestants import HERE, Contestant, encoders, pair
 from benchmarks.peers.crew import PeerError, crew
@@ -189,3 +190,22 @@ def test_a_worker_obeys_wakes_and_reports_errors(fake: Contestant, tmp_path: Pat
                 worker.ask("answer", prompt=101, tokens=2)
     assert failed["broken"] == "ModuleNotFoundError: No module named 'on_none'"
     assert "No such file" in failed["absent"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_an_encoder_is_read_as_it_was_saved(kind: str, tmp_path: Path) -> None:
+    config = {
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    made, file = make_weights.Encoder(kind, config, 12).eval(), tmp_path / "fp32.safetensors"
+    make_weights.save_encoder(file, made, kind, config, 12)
+    pixels = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = made(pixels)
+        assert expected.shape == (1, 4, 12)
+        assert torch.equal(make_weights.read_encoder(file)(pixels), expected)

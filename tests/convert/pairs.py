@@ -51,6 +51,10 @@ def questions_for(_name: str) -> tuple[Question, ...]:
     return QUESTIONS
 
 
+def silent(*_: object) -> None:
+    """A watch that looks away."""
+
+
 def tiny_encoder(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     path.write_text(tiny_tokenizer().to_str(), encoding="utf-8")

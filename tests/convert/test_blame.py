@@ -18,13 +18,11 @@ from tests.convert.pairs import (
     exact_caches,
     questions_for,
     random_student,
+    silent,
     tiny_encoder,
     tiny_pictures,
     tiny_teacher,
 )
-
-
-def silent(*_: object) -> None: ...
 
 
 def blame_of(teacher: Teacher, student: HiMix, folder: Path, **sizes: int) -> Blame:

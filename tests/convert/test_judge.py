@@ -25,6 +25,7 @@ from tests.convert.pairs import (
     exact_caches,
     questions_for,
     random_student,
+    silent,
     tiny_encoder,
     tiny_pictures,
     tiny_teacher,
@@ -34,9 +35,6 @@ Pixels = NDArray[np.float32]
 Logits = Callable[[list[int]], NDArray[np.float64]]
 
 MOST = 6
-
-
-def silent(*_: object) -> None: ...
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
