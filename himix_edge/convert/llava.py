@@ -123,7 +123,8 @@ def _vision(config: Any) -> VisionConfig:
 def _text(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """The decoder's part, with what is said of the whole and holds for it."""
     text: dict[str, Any] = config.text_config.to_dict()
-    text["tie_word_embeddings"] = config.tie_word_embeddings
+    # Some files say it in one place alone; where a head of its own is stored, that decides.
+    text["tie_word_embeddings"] |= config.tie_word_embeddings
     if quantization := data.get("quantization_config"):
         text["quantization_config"] = quantization
     return text

@@ -104,6 +104,32 @@ def test_a_projector_without_bias(tmp_path: Path) -> None:
         assert teacher.connector[layer].weight.any()  # type: ignore[index]
 
 
+@of("llava_onevision")
+@pytest.mark.parametrize("place", ["whole", "text_config"])
+def test_tied_embeddings_are_said_in_either_place(folder: Path, place: str) -> None:
+    """As LLaVA-OneVision-0.5B's: no head is stored, and the config says so in one place alone."""
+    expected, stored = tensors_of(folder), load_file(folder / SINGLE_FILE)
+    assert not [name for name in stored if "lm_head" in name]
+    text = _config(folder)["text_config"]
+    tied = {"whole": place == "whole", "text_config": place == "text_config"}
+    edit(
+        folder / "config.json",
+        tie_word_embeddings=tied["whole"],
+        text_config={**text, "tie_word_embeddings": tied["text_config"]},
+    )
+    source = teacher_from_folder(folder)
+    assert source.config.decoder.tie_word_embeddings
+    assert same(tensors_of(folder), expected)
+    teacher_from_source(source)  # nothing is missing
+    edit(
+        folder / "config.json",
+        tie_word_embeddings=False,
+        text_config={**text, "tie_word_embeddings": False},
+    )
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
+        teacher_from_source(teacher_from_folder(folder))
+
+
 @of("llava")
 @pytest.mark.parametrize(("stated", "layer"), [(-2, -2), ([-1], -1), (3, -2), (1, -4)])
 def test_feature_layers(folder: Path, stated: Any, layer: int) -> None:
