@@ -168,6 +168,7 @@ def checkpoint_of(source: TeacherSource, student: HiMix, card: str) -> Checkpoin
         chat_template=source.chat_template,
         model_card=card,
         files={},
+        chat=source.chat,
     )
 
 

@@ -99,4 +99,5 @@ def _own(folder: Path) -> TeacherSource:
         prefix_ids=(),
         tokenizer_json=checkpoint.tokenizer_json,
         chat_template=checkpoint.chat_template,
+        chat=checkpoint.chat,
     )

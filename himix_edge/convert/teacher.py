@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from himix_edge.config import HiMixConfig, ProjectionConfig
+from himix_edge.contract import Chat
 from himix_edge.models.decoder import KV, rotated
 from himix_edge.models.himix import HiMix, hollow_model
 from himix_edge.models.injection import HiMixInjection, VanillaInjection
@@ -37,7 +38,7 @@ class TeacherSource:
         config: the model as we have it, of the design "vanilla".
         weights: by the names of that model's parameters.
         prefix_ids: the fixed text ahead of the image.
-        tokenizer_json, chat_template: of what comes after the image.
+        tokenizer_json, chat_template, chat: as in a checkpoint.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TeacherSource:
     prefix_ids: tuple[int, ...]
     tokenizer_json: str
     chat_template: str
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
 
 class Teacher:

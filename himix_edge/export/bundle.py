@@ -29,9 +29,8 @@ from himix_edge.contract import (
     FileRecord,
     Manifest,
 )
-from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.errors import BundleError, CheckpointError, ConfigError, ExportError
 from himix_edge.export.card import export_section, ranges_section
-from himix_edge.export.chat import chat_from_template
 from himix_edge.export.expected import (
     MAX_NEW_TOKENS,
     QUESTIONS,
@@ -58,6 +57,7 @@ from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
 from himix_edge.pictures import picture_files, pictures
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
 
 CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
@@ -110,7 +110,7 @@ def export_bundle(
     Raises:
         OutputError: a place that can't be written, or a folder there that is no bundle.
         CheckpointError: weights or a tokenizer that can't be used.
-        ExportError: a chat template that can't be taken apart, a graph that can't be made, a model
+        ExportError: a chat template that can't be rendered, a graph that can't be made, a model
             that does not fit into float16.
         ParityError: a graph that gives other numbers than the model.
         ConfigError: a cache that the dialect or the model has no use for; no pictures.
@@ -203,9 +203,18 @@ def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
 
     Raises:
         CheckpointError: a tokenizer that can't be read, or has more tokens than the decoder.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
     """
-    bos, eos = _bos_and_eos(checkpoint)
+    _require_fitting_tokenizer(checkpoint)
+    try:
+        ChatTemplate(checkpoint.chat_template, checkpoint.chat)
+    except BundleError as error:
+        raise ExportError(
+            f"the chat template of {checkpoint.name} can't be rendered",
+            expected=error.expected,
+            found=error.found,
+            fix="correct it in the checkpoint's folder",
+        ) from error
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.name,
@@ -213,7 +222,7 @@ def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
         dialect="portable",
         dtype=dtype,
         config=checkpoint.config,
-        chat=chat_from_template(checkpoint.chat_template, bos_token=bos, eos_token=eos),
+        chat=checkpoint.chat,
         files={},
         tools={},
         parity={},
@@ -231,8 +240,8 @@ def _asked(
     checkpoint: Checkpoint, manifest: Manifest, folder: Path, watched: Iterator[Array]
 ) -> tuple[Expected, Ranges | None]:
     """The model loaded, asked, and let go; for float16, how large its values get as well."""
-    tokenizer, first = Tokenizer(folder / TOKENIZER, manifest.chat), manifest.chat.first
-    prompts = [tokenizer.encode_turn(first, question) for question in QUESTIONS]
+    tokenizer = Tokenizer.from_folder(folder, manifest.chat)
+    prompts = [tokenizer.encode_turn(tokenizer.chat.first, question) for question in QUESTIONS]
     _require_room(manifest, max(map(len, prompts)) + MAX_NEW_TOKENS)
     model = model_from_weights(checkpoint.config, checkpoint.weights)
     expected = expected_from_model(model, trial_images(checkpoint.config.preprocess), prompts)
@@ -251,8 +260,8 @@ def _require_room(manifest: Manifest, tokens: int) -> None:
         )
 
 
-def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What the tokenizer puts before every text, and the model's first end token, or ""."""
+def _require_fitting_tokenizer(checkpoint: Checkpoint) -> None:
+    """Checks that every token id has a row in the decoder's embedding."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json)
     except Exception as error:  # `tokenizers` raises nothing more special
@@ -269,9 +278,6 @@ def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
             found=str(size),
             fix="put the tokenizer there that the model was trained with",
         )
-    ends = checkpoint.config.decoder.eos_token_ids[:1]
-    first = tokenizer.encode("").tokens[:1]
-    return "".join(first), "".join(tokenizer.id_to_token(end) or "" for end in ends)
 
 
 def _seal(

@@ -18,7 +18,6 @@ from himix_edge.contract import (
     MANIFEST,
     MODEL_CARD,
     PREFILL_GRAPH,
-    TOKENIZER,
     VISION_GRAPH,
     FileRecord,
     Manifest,
@@ -222,7 +221,7 @@ def cost_table(quantization: Quantization | None) -> str:
 
 
 def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
-    config, tokenizer = manifest.config.preprocess, Tokenizer(bundle / TOKENIZER, manifest.chat)
+    config, tokenizer = manifest.config.preprocess, Tokenizer.from_folder(bundle, manifest.chat)
     questions: Sequence[str] = QUESTIONS
     if folder is None:
         rng = np.random.default_rng(1)
@@ -237,8 +236,8 @@ def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
         if (folder / PROMPTS).is_file():
             lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
             questions = [line for line in lines if line.strip()] or QUESTIONS
-    turn = manifest.chat.first
-    return Inputs(calibration, cost, [tokenizer.encode_turn(turn, words) for words in questions])
+    history = tokenizer.chat.first
+    return Inputs(calibration, cost, [tokenizer.encode_turn(history, words) for words in questions])
 
 
 def _copy_texts(bundle: Path, folder: Path, manifest: Manifest) -> None:

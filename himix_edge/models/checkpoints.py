@@ -1,11 +1,15 @@
 """Checkpoints: a folder with a model's config, weights, tokenizer, chat template and model card.
 
-config.json           {"name", "notice", "config": a HiMixConfig, "encoder", "decoder", "files"}
+config.json           {"name", "notice", "config": a HiMixConfig, "encoder", "decoder", "chat",
+                      "files"}
 model.safetensors     weights under the model's parameter names, in fp32, fp16 or bf16; or, as
                       Hugging Face writes large ones, model.safetensors.index.json and its shards
 tokenizer.json        of the `tokenizers` package
 chat_template.jinja   as Hugging Face writes it
 README.md             the model card
+
+"chat" holds the special tokens that the template names, and where it places an image; a folder
+with a tokenizer_config.json is read as transformers reads it.
 
 "encoder" and "decoder" may name a Hugging Face folder, or a repository of its hub: what the weights
 lack, the projections of a frozen encoder for one, comes from there, and so do the tokenizer and the
@@ -24,9 +28,10 @@ from pathlib import Path
 import torch
 
 from himix_edge.config import HiMixConfig
-from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, FileRecord
+from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, Chat, FileRecord
 from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.files import refuse_foreign_folder, sha256_of, whole_folder
+from himix_edge.models.chat_files import ChatFiles, read_chat_files
 from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
 from himix_edge.models.huggingface import (
     decoder_from_folder,
@@ -34,6 +39,7 @@ from himix_edge.models.huggingface import (
     folder_from_source,
 )
 from himix_edge.models.shards import write_weights
+from himix_edge.models.tokenizer_files import TOKENIZER_CONFIG
 from himix_edge.models.weights import (
     INDEX,
     SHARDS,
@@ -58,6 +64,7 @@ class Checkpoint:
         weights: by the names of the model's parameters, wherever each is stored.
         tokenizer_json, chat_template, model_card: texts.
         files: what the files of weights must be, as far as that is known.
+        chat: what goes with tokenizer and template.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Checkpoint:
     chat_template: str
     model_card: str
     files: Mapping[Path, FileRecord]
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
     def check(self) -> None:
         """Reads all weights.
@@ -107,6 +115,7 @@ class _Header:
     encoder: str | None = None
     decoder: str | None = None
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
 
 def read_checkpoint(
@@ -131,23 +140,23 @@ def read_checkpoint(
     if encoder and any(name.startswith("vision.") for name in lacking):
         place, layer = folder_from_source(encoder), header.config.vision.feature_layer
         weights = {**encoder_from_folder(place, layer).weights, **weights}
-    tokenizer, template = folder / TOKENIZER, folder / CHAT_TEMPLATE
-    own_texts = tokenizer.is_file() and template.is_file()
-    chat_template = template.read_text(encoding="utf-8") if own_texts else ""
-    if decoder and (not own_texts or any(name.startswith("decoder.") for name in lacking)):
-        base = decoder_from_folder(folder_from_source(decoder))
-        weights = {**base.weights, **weights}
-        if not own_texts:
-            tokenizer, chat_template = base.tokenizer, base.chat_template
+    own_texts = (folder / TOKENIZER).is_file() and (folder / CHAT_TEMPLATE).is_file()
+    if own_texts or not decoder:
+        files = _chat_files(folder, header)
+    else:
+        files = read_chat_files(folder_from_source(decoder))
+    if decoder and any(name.startswith("decoder.") for name in lacking):
+        weights = {**decoder_from_folder(folder_from_source(decoder)).weights, **weights}
     return Checkpoint(
         name=header.name,
         notice=header.notice,
         config=header.config,
         weights=weights,
-        tokenizer_json=tokenizer.read_text(encoding="utf-8"),
-        chat_template=chat_template,
+        tokenizer_json=files.tokenizer_json,
+        chat_template=files.chat_template,
         model_card=(folder / MODEL_CARD).read_text(encoding="utf-8"),
         files={folder / name: record for name, record in header.files.items()},
+        chat=files.chat,
     )
 
 
@@ -220,9 +229,22 @@ def write_checkpoint(
             (temporary / name).write_text(text, encoding="utf-8")
         _refuse(checkpoint.name, write_weights(temporary, checkpoint.weights, progress))
         files = {file.name: FileRecord.of(file) for file in _files_of_weights(temporary)}
-        header = _Header(checkpoint.name, checkpoint.notice, checkpoint.config, files=files)
+        header = _Header(
+            checkpoint.name, checkpoint.notice, checkpoint.config, files=files, chat=checkpoint.chat
+        )
         data = json.dumps(dataclasses.asdict(header), indent=2)
         (temporary / CONFIG).write_text(data + "\n", encoding="utf-8")
+
+
+def _chat_files(folder: Path, header: _Header) -> ChatFiles:
+    """A checkpoint's own, by its header or by a tokenizer_config.json that was put beside it."""
+    if (folder / TOKENIZER_CONFIG).is_file():
+        return read_chat_files(folder)
+    try:
+        texts = [(folder / name).read_text(encoding="utf-8") for name in (TOKENIZER, CHAT_TEMPLATE)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read the texts of {folder}", found=str(error)) from error
+    return ChatFiles(texts[0], texts[1], header.chat)
 
 
 def _header(folder: Path) -> _Header:

@@ -86,15 +86,11 @@ class DecoderSource:
     Attributes:
         name: hub id or folder name, for people.
         weights: under HiMix's names, "decoder.model....", "decoder.lm_head.weight".
-        tokenizer: the path of its `tokenizer.json`.
-        chat_template: the template's text.
     """
 
     name: str
     decoder: DecoderConfig
     weights: dict[str, StoredWeight]
-    tokenizer: Path
-    chat_template: str
 
 
 def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
@@ -129,9 +125,9 @@ def decoder_from_folder(folder: Path) -> DecoderSource:
     with refusing(path):
         config = decoder_config(data, stated_eos_token_ids(folder))
     config, weights = decoder_weights(stored_weights(folder), config)
-    return DecoderSource(
-        name_of(folder), config, weights, tokenizer_of(folder), chat_template_of(folder)
-    )
+    tokenizer_of(folder)
+    chat_template_of(folder)
+    return DecoderSource(name_of(folder), config, weights)
 
 
 def vision_config(
