@@ -39,9 +39,11 @@ def generate(
     Yields:
         token ids; the generator's return value says why they ended.
     """
+    feed = engine.prefill
     for _ in range(max_tokens):
         unseen = np.array([text[cache.text_length :]], dtype=np.int64)  # [1, M]
-        logits = engine.step(unseen, cache)  # prefill, then decode
+        logits = feed(unseen, cache)
+        feed = engine.step
         token = sample(logits[0], text)
         if token in end:
             return "stop"

@@ -107,7 +107,7 @@ class Latest:
 
     def shared(self, ids: list[int]) -> int:
         """With how many of its tokens a prompt begins; one of the prompt at least is left."""
-        seen = self.text[: self.cache.text_length] if self.cache else []
+        seen = self.text[: self.cache.reusable] if self.cache else []
         pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-1]))  # noqa: B905
         return len(list(pairs))
 
