@@ -67,6 +67,10 @@ class TorchEngine:
         tensors, slots = (image.tensors, image.slots) if image else ((), 0)
         return Cache.after_image(self._model.config, tensors, slots)
 
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out."""
+        return self.step(input_ids, cache)
+
     @torch.inference_mode()
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out."""
@@ -77,3 +81,10 @@ class TorchEngine:
         cache.advance(tuple(present), count)
         logits: FloatArray = self._model.decoder.logits(hidden[:, -1]).numpy()
         return logits
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens."""
+        length = cache.image_slots + count
+        layers = (KV(kv.key[:, :, :length], kv.value[:, :, :length]) for kv in cache.tensors)
+        cache.move_to(tuple(layers))
+        cache.rewind(count)

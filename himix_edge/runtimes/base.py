@@ -1,4 +1,4 @@
-"""What a runtime is: one file with three methods; everything above them is the same for all."""
+"""What a runtime is: one file with five methods; everything above them is the same for all."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ class VisionKV:
 
 
 class Engine(Protocol):
-    """Runs the two graphs of a bundle."""
+    """Runs the graphs of a bundle.
+
+    Which of them a token goes through depends on what it is, a token of a prompt or a generated
+    one, never on how many come at a time or on what was asked before.
+    """
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
@@ -61,11 +65,30 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
-        """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out.
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out.
+
+        In how many calls a prompt comes makes no difference.
 
         Raises:
             PromptError: the cache has less than M slots left; it is then unchanged.
+        """
+        ...
+
+    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M generated tokens [B, M] go into the cache; the logits [B, V] of the last come out.
+
+        Raises:
+            PromptError: the cache has less than M slots left; it is then unchanged.
+        """
+        ...
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens.
+
+        Args:
+            count: at most `cache.text_length`; what a prompt goes on from is at most
+                `cache.reusable`.
         """
         ...
 

@@ -44,6 +44,9 @@ class FakeEngine:
         slots = image.slots
         return Cache(image.tensors, slots, slots, self.text_offset, slots + self.capacity)
 
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        return self.step(input_ids, cache)
+
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         tokens, positions = input_ids[0], cache.next_positions(*input_ids.shape)[0]
         image, text, places = cache.tensors
@@ -53,6 +56,11 @@ class FakeEngine:
         logits = np.zeros((1, VOCAB_SIZE), np.float32)
         logits[0, self.rule(image, list(text), list(places))] = 1
         return logits
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        image, text, places = cache.tensors
+        cache.move_to((image, text[:count], places[:count]))
+        cache.rewind(count)
 
 
 def arithmetic(image: int, text: list[int], positions: list[int]) -> int:
