@@ -41,7 +41,7 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
             "the model's prompts can't be split at the image",
             expected=error.expected,
             found=error.found,
-            fix="give the folder a chat_template.jinja that writes one image, in the first question",
+            fix="give the folder a chat_template.jinja that writes the image once, at its beginning",
         ) from error
     first, *others = prefixes
     if any(other != first for other in others):

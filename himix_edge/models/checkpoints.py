@@ -19,12 +19,14 @@ is told by name, and only that file need be copied again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
 
 from himix_edge.config import HiMixConfig
@@ -115,7 +117,7 @@ class _Header:
     encoder: str | None = None
     decoder: str | None = None
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
-    chat: Chat = dataclasses.field(default_factory=Chat)
+    chat: Chat | None = None
 
 
 def read_checkpoint(
@@ -182,11 +184,13 @@ def save_checkpoint(
     tokenizer_json: str,
     chat_template: str,
     model_card: str,
+    chat: Chat | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a model in memory as a checkpoint folder; see `write_checkpoint`.
 
     Args:
+        chat: what goes with tokenizer and template; by default the end token alone.
         dtype: what the weights are stored in.
 
     Raises:
@@ -195,7 +199,10 @@ def save_checkpoint(
     """
     weights = {key: HeldWeight(tensor.to(dtype)) for key, tensor in model.state_dict().items()}
     texts = (tokenizer_json, chat_template, model_card)
-    write_checkpoint(folder, Checkpoint(name, notice, model.config, weights, *texts, files={}))
+    chat = chat or _default_chat(tokenizer_json, model.config)
+    write_checkpoint(
+        folder, Checkpoint(name, notice, model.config, weights, *texts, files={}, chat=chat)
+    )
 
 
 def write_checkpoint(
@@ -244,7 +251,16 @@ def _chat_files(folder: Path, header: _Header) -> ChatFiles:
         texts = [(folder / name).read_text(encoding="utf-8") for name in (TOKENIZER, CHAT_TEMPLATE)]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot read the texts of {folder}", found=str(error)) from error
-    return ChatFiles(texts[0], texts[1], header.chat)
+    return ChatFiles(texts[0], texts[1], header.chat or _default_chat(texts[0], header.config))
+
+
+def _default_chat(tokenizer_json: str, config: HiMixConfig) -> Chat:
+    """Of a checkpoint that says nothing: the model's first end token is the template's eos_token."""
+    with contextlib.suppress(Exception):  # a bad tokenizer.json is refused where it is used
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        ends = [tokenizer.id_to_token(end) for end in config.decoder.eos_token_ids[:1]]
+        return Chat({"eos_token": end for end in ends if end is not None})
+    return Chat()
 
 
 def _header(folder: Path) -> _Header:
