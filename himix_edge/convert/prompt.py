@@ -38,7 +38,7 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
         ]
     except (BundleError, PromptError) as error:
         raise CheckpointError(
-            "the model's prompts can't be split at the image",
+            f"the model's prompts can't be split at the image: {error.failed}",
             expected=error.expected,
             found=error.found,
             fix="give the folder a chat_template.jinja that writes the image once, at its beginning",

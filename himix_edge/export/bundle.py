@@ -210,7 +210,7 @@ def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
         ChatTemplate(checkpoint.chat_template, checkpoint.chat)
     except BundleError as error:
         raise ExportError(
-            f"the chat template of {checkpoint.name} can't be rendered",
+            f"{checkpoint.name}: {error.failed}",
             expected=error.expected,
             found=error.found,
             fix="correct it in the checkpoint's folder",

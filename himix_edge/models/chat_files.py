@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from himix_edge.contract import Chat
 from himix_edge.errors import CheckpointError
@@ -87,4 +87,4 @@ def _names_a_class(folder: Path) -> bool:
     ):
         return True
     path = folder / CONFIG
-    return path.is_file() and isinstance(json_object(path).get("model_type"), str)
+    return path.is_file() and json_object(path).get("model_type") in CONFIG_MAPPING

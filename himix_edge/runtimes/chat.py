@@ -61,7 +61,8 @@ class ChatTemplate:
         """Compiles the template, and renders two trial conversations.
 
         Raises:
-            BundleError: a template with a syntax error, or that can't render a question, or a
+            BundleError: a template with a syntax error, or without the question in it, or that
+                can't render a question, or a
                 further one, within the time limit and the sandbox.
         """
         self.chat = chat
@@ -69,8 +70,8 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(source)
             question, answer = user_message("What is it?"), assistant_message("A circle.")
-            for trial in ([question], [question, answer, question]):
-                self._render(trial)
+            alike = self._render([question]) == self._render([user_message("Where is it?")])
+            self._render([question, answer, question])
         except Exception as error:  # a template is a program, it may raise anything
             raise BundleError(
                 f"the chat template ({CHAT_TEMPLATE}) can't be rendered",
@@ -78,6 +79,13 @@ class ChatTemplate:
                 found=_reason(error),
                 fix="correct the template of the checkpoint, and export it again",
             ) from error
+        if alike:
+            raise BundleError(
+                f"the chat template ({CHAT_TEMPLATE}) leaves out the question",
+                expected="other text for another question",
+                found="the same",
+                fix="correct the template of the checkpoint, and export it again",
+            )
 
     def render(self, messages: History) -> str:
         """The conversation as text, up to the cue for the next answer.

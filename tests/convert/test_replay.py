@@ -19,13 +19,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from himix_edge.config import ProjectionConfig
+from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
 from himix_edge.convert.tinyllava import SYSTEM as TINYLLAVA_SYSTEM
-from himix_edge.export.chat import chat_from_template
 from himix_edge.models.decoder import KV
 from himix_edge.runtimes.preprocess import pixel_values
-from himix_edge.runtimes.tokenizer import Tokenizer
 from tests import tolerances
 from tests.convert.llava import TEXT, image_id, processor, write_llava
 
@@ -157,12 +156,9 @@ def reference_pixels(family: str) -> Tensor:
     return found[:, 0] if found.dim() == 5 else found  # the first tile is the base tile
 
 
-def text_ids(source: TeacherSource, folder: Path) -> list[int]:
+def text_ids(source: TeacherSource) -> list[int]:
     """As the device makes them."""
-    path = folder / "tokenizer.json"
-    path.write_text(source.tokenizer_json, encoding="utf-8")
-    chat = chat_from_template(source.chat_template)
-    return Tokenizer(path, chat).encode_turn(chat.first, QUESTION)
+    return prompt_encoder(source).encode_turn((), QUESTION)
 
 
 def features_of(teacher: Teacher) -> Tensor:
@@ -184,9 +180,9 @@ def error(case: Case, ours: Tensor, reference: Tensor) -> float:
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_prefill_and_ten_tokens_are_transformers(case: Case, tmp_path: Path) -> None:
+def test_prefill_and_ten_tokens_are_transformers(case: Case) -> None:
     teacher = teacher_from_source(case.source)
-    ids = text_ids(case.source, tmp_path)
+    ids = text_ids(case.source)
     opening = len(ids) - len(case.text_ids)  # image_newline, which the reference has with the image
     assert ids[opening:] == case.text_ids
 
@@ -208,8 +204,8 @@ def test_prefill_and_ten_tokens_are_transformers(case: Case, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_the_prefix_the_rotation_and_the_image_matter(case: Case, tmp_path: Path) -> None:
-    ids = text_ids(case.source, tmp_path)
+def test_the_prefix_the_rotation_and_the_image_matter(case: Case) -> None:
+    ids = text_ids(case.source)
     teacher = teacher_from_source(case.source)
     features = features_of(teacher)
     cache = teacher.image_cache(features)

@@ -98,7 +98,7 @@ def typed(messages: list[dict[str, str]], image: Image.Image) -> list[dict[str, 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("family", IMAGE_TEMPLATES)
 def test_ids_are_those_of_the_processor(family: str, maker: str, kind: str, tmp_path: Path) -> None:
-    """Without the image's; LLaVA-OneVision's last of them, the newline, is the text's first here."""
+    """Without the image's; the last of LLaVA-OneVision's, the newline, is the text's first here."""
     template, is_llava = IMAGE_TEMPLATES[family], family == "llava-1.5"
     folder = write_folder(tmp_path, maker, kind, template, "llava")
     stock = AutoTokenizer.from_pretrained(folder)
