@@ -19,7 +19,6 @@ is told by name, and only that file need be copied again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -255,12 +254,13 @@ def _chat_files(folder: Path, header: _Header) -> ChatFiles:
 
 
 def _default_chat(tokenizer_json: str, config: HiMixConfig) -> Chat:
-    """Of a checkpoint that says nothing: the model's first end token is the template's eos_token."""
-    with contextlib.suppress(Exception):  # a bad tokenizer.json is refused where it is used
+    """Of a checkpoint that says nothing: eos_token is the model's first end token."""
+    try:
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        ends = [tokenizer.id_to_token(end) for end in config.decoder.eos_token_ids[:1]]
-        return Chat({"eos_token": end for end in ends if end is not None})
-    return Chat()
+    except Exception:  # noqa: BLE001 (a bad tokenizer.json is refused where it is used)
+        return Chat()
+    ends = [tokenizer.id_to_token(end) for end in config.decoder.eos_token_ids[:1]]
+    return Chat({"eos_token": ends[0]} if ends and ends[0] is not None else {})
 
 
 def _header(folder: Path) -> _Header:

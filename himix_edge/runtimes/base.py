@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,12 +29,14 @@ class VisionKV:
         wait: returns when they are there, for engines that encode in the background. Only who
             measures need call it; `step` waits by itself.
         writers: the conversation that goes on in these very buffers, if one does; see `lend`.
+        lending: held while that is decided.
     """
 
     tensors: tuple[Any, ...]
     slots: int
     wait: Callable[[], None] = lambda: None
     writers: weakref.WeakSet[Cache] = field(default_factory=weakref.WeakSet)
+    lending: threading.Lock = field(default_factory=threading.Lock)
 
     def lend(self, cache: Cache) -> bool:
         """Whether a cache of fixed size may use the image's own buffers.
@@ -41,10 +44,11 @@ class VisionKV:
         Text never overwrites the image's slots, so one conversation may; while it lasts, any other
         needs a copy.
         """
-        if self.writers:
-            return False
-        self.writers.add(cache)
-        return True
+        with self.lending:
+            if self.writers:
+                return False
+            self.writers.add(cache)
+            return True
 
 
 class Engine(Protocol):

@@ -101,6 +101,8 @@ class Answer(Iterator[str]):
                 piece = next(self._pieces)
             finally:
                 self._is_making = False
+                if self._cancelled:
+                    self._end()
             self.text += piece
             return piece
 

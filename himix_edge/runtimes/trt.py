@@ -11,7 +11,11 @@ for the logits alone.
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,9 +32,29 @@ PREFILL, DECODE = 0, 1  # the decoder engine's profiles
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 CACHES = 4  # two images, and a conversation about each
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _alone(
+    method: Callable[Concatenate[TrtEngine, Arguments], Result],
+) -> Callable[Concatenate[TrtEngine, Arguments], Result]:
+    """One thread at a time: the execution contexts and the pinned memory are the engine's own."""
+
+    @functools.wraps(method)
+    def locked(engine: TrtEngine, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with engine.lock:
+            return method(engine, *args, **kwargs)
+
+    return locked
+
 
 class TrtEngine:
-    """Two engines, three execution contexts, and all memory that they will ever use."""
+    """Two engines, three execution contexts, and all memory that they will ever use.
+
+    Attributes:
+        lock: held by the thread that computes.
+    """
 
     def __init__(
         self,
@@ -60,6 +84,7 @@ class TrtEngine:
             raise ConfigError(
                 "caches is out of range", expected="a whole number from 1 up", found=repr(caches)
             )
+        self.lock = threading.RLock()
         engines = engines_here(
             bundle, manifest, verify=verify, build=report if auto_build else None
         )
@@ -91,6 +116,7 @@ class TrtEngine:
         self._pool = CachePool(cuda, caches + spare, len(self._past), buffer_size)
         self.unrecordable: EngineError | None = None  # why decode steps can't be recorded
 
+    @_alone
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[1, 3, H, W] -> per layer keys and values [1, Hkv, N, D]; returns before they are there.
 
@@ -111,6 +137,7 @@ class TrtEngine:
             context.enqueue(stream)
         return VisionKV((lease,), self._config.image_slots, wait=lease.set.wait)
 
+    @_alone
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first P + N slots are the image, or none.
 
@@ -148,6 +175,7 @@ class TrtEngine:
         one = input_ids.shape[1] == 1
         return self._feed(input_ids, cache, self._decode if one else self._prefill)
 
+    @_alone
     def rewind(self, cache: Cache, count: int) -> None:
         """Forgets all text but the first `count` tokens.
 
@@ -160,6 +188,7 @@ class TrtEngine:
             cache.move_to((self._first_slots(cache, cache.image_slots + count),))
         cache.rewind(count)
 
+    @_alone
     def _feed(self, input_ids: IntArray, cache: Cache, context: Context) -> FloatArray:
         _require_one(len(input_ids))
         cache.require_room(input_ids.shape[1])

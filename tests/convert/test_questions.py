@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,11 @@ def test_files_without_a_question_are_refused(folder: Path) -> None:
 
 
 def source(**changes: str) -> TeacherSource:
-    texts = {"tokenizer_json": tiny_tokenizer().to_str(), "chat_template": CHAT_TEMPLATE, **changes}
+    texts: dict[str, Any] = {
+        "tokenizer_json": tiny_tokenizer().to_str(),
+        "chat_template": CHAT_TEMPLATE,
+        **changes,
+    }
     return TeacherSource("tiny", "llava", "", "", tiny_config("vanilla"), {}, (), **texts)
 
 

@@ -101,12 +101,13 @@ def test_ids_are_those_of_the_processor(family: str, maker: str, kind: str, tmp_
     """Without the image's; the last of LLaVA-OneVision's, the newline, is the text's first here."""
     template, is_llava = IMAGE_TEMPLATES[family], family == "llava-1.5"
     folder = write_folder(tmp_path, maker, kind, template, "llava")
-    stock = AutoTokenizer.from_pretrained(folder)
+    stock: Any = AutoTokenizer.from_pretrained(folder)
     pixels: Any = CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
     )
     # LLaVA-OneVision's own processor needs torchvision; it makes ids of a text in the same way.
-    processor: Any = LlavaProcessor(
+    processor_class: Any = LlavaProcessor
+    processor = processor_class(
         pixels, stock, patch_size=14, chat_template=template, num_additional_image_tokens=1,
         vision_feature_select_strategy="default" if is_llava else "full", image_token="<image>",
     )  # fmt: skip

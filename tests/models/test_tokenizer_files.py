@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from himix_edge.errors import CheckpointError
-from himix_edge.models.huggingface import (
-    decoder_from_folder,
-)
+from himix_edge.models.huggingface import decoder_from_folder
+from himix_edge.models.tokenizer_files import chat_template_of
 from tests import tiny
 from tests.models.stock import (
     edit,
@@ -22,13 +21,13 @@ def test_chat_templates_wherever_they_are(qwen2: Path) -> None:
     edit(config, chat_template=[
         {"name": "tool_use", "template": "tools"}, {"name": "default", "template": "the default"},
     ])  # fmt: skip
-    assert decoder_from_folder(qwen2).chat_template == tiny.CHAT_TEMPLATE
+    assert chat_template_of(qwen2) == tiny.CHAT_TEMPLATE
     jinja.unlink()
-    assert decoder_from_folder(qwen2).chat_template == "the default"
+    assert chat_template_of(qwen2) == "the default"
     edit(config, chat_template="the only")
-    assert decoder_from_folder(qwen2).chat_template == "the only"
+    assert chat_template_of(qwen2) == "the only"
     edit(config, chat_template=...)
-    assert decoder_from_folder(qwen2).chat_template == "the processor's"
+    assert chat_template_of(qwen2) == "the processor's"
     (qwen2 / "chat_template.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"no chat template.*write the Jinja template .*jinja"
