@@ -87,7 +87,7 @@ def convert(
     Raises:
         CheckpointError: a source that can't be converted.
         ConfigError: options, pictures or questions that don't do.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
         TrainingError: the state beside `output` is another conversion's.
         DependencyError: a package that the report needs is not installed.
         OutputError: a place that can't be written, or a folder of someone else's.

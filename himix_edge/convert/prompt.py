@@ -41,7 +41,7 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
             f"the model's prompts can't be split at the image: {error.failed}",
             expected=error.expected,
             found=error.found,
-            fix="give the folder a chat_template.jinja that writes the image once, at its beginning",
+            fix="give the folder a chat_template.jinja that writes the image once, and first",
         ) from error
     first, *others = prefixes
     if any(other != first for other in others):
