@@ -94,3 +94,37 @@ def closest(name: str, valid: Iterable[str]) -> str:
     names = list(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}"
+
+
+# Which extra brings a package; what a device needs anyway comes with himix-edge itself.
+_EXTRAS = {
+    **dict.fromkeys(("jinja2", "numpy", "PIL", "rich", "tokenizers", "typer"), "himix-edge"),
+    **dict.fromkeys(
+        (
+            "huggingface_hub",
+            "ml_dtypes",
+            "onnx",
+            "onnx_ir",
+            "onnxscript",
+            "safetensors",
+            "torch",
+            "transformers",
+        ),
+        "'himix-edge[export]'",
+    ),
+    "matplotlib": "'himix-edge[plot]'",
+    "onnxruntime": "'himix-edge[cpu]'",
+}
+
+
+def missing_package(error: ImportError) -> DependencyError | None:
+    """The error for a package that isn't installed or can't be loaded; None if it is not ours."""
+    package = (error.name or "").split(".")[0]
+    if package not in _EXTRAS:
+        return None
+    absent = isinstance(error, ModuleNotFoundError) and error.name == package
+    return DependencyError(
+        f"this command needs {package}",
+        found=None if absent else " ".join(str(error).split()),
+        fix=f"pip install {_EXTRAS[package]}",
+    )
