@@ -8,7 +8,6 @@ made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what the
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from himix_edge.cli_options import (
     Threads,
     given,
     offering,
+    output_option,
     refuse_beside,
 )
 from himix_edge.errors import HimixError, missing_package
@@ -53,9 +53,6 @@ app.add_typer(bench_app)
 
 def main(arguments: list[str]) -> None:
     """Runs a command line and exits: 0 done, 1 an error in one line, 2 misuse, 130 Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character
     kept, debug = _without_debug(arguments)
     try:
         app(kept, prog_name="himix-edge")
@@ -213,7 +210,7 @@ def export(
     max_text: Annotated[
         int | None,
         typer.Option(
-            help="Text tokens that the cache holds, in the native dialect; by default 1024.", min=1
+            help="Text tokens that the cache holds, in the native dialect; by default 1024."
         ),
     ] = None,
     calibration: Annotated[
@@ -221,7 +218,7 @@ def export(
         typer.Option(help="A folder of pictures: for --from, and to find what float16 can't hold."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
+        Path | None, output_option("The bundle's folder; by default the model's name, here.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -262,7 +259,7 @@ def export(
 @app.command()
 def quantize(
     bundle: Annotated[Path, typer.Argument(help="In float32 for CPUs, or float16 for TensorRT.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The new bundle's folder.")],
+    output: Annotated[Path, output_option("The new bundle's folder.")],
     vision: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from himix_edge import cli_options
-from himix_edge.cli_options import Commands, Json, offering
+from himix_edge.cli_options import Commands, Json, offering, output_option
 from himix_edge.errors import ConfigError
 from himix_edge.plain import dataclass_from_dict
 
@@ -32,7 +32,7 @@ def convert(
         str, typer.Argument(help="A LLaVA: a folder, or a hub id; see docs/convert.md.")
     ],
     calibration: Pictures,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint's folder.")],
+    output: Annotated[Path, output_option("The checkpoint's folder.")],
     distil: Annotated[
         int, typer.Option(help="Steps of training after the fit, towards the model's own answers.")
     ] = 0,

@@ -18,6 +18,7 @@ from himix_edge.cli_options import (
     Scenes,
     Seed,
     Threads,
+    output_option,
     refuse_beside,
 )
 from himix_edge.errors import ConfigError, closest
@@ -41,7 +42,7 @@ def train(
     seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder for states and, at the end, the checkpoint."),
+        output_option("A folder for states and, at the end, the checkpoint."),
     ] = None,
     scenes: Scenes = 2000,
 ) -> None:
@@ -95,9 +96,7 @@ def evaluate(
 @lab.command()
 def scene(
     context: typer.Context,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png file; with --count, a folder.")
-    ],
+    output: Annotated[Path, output_option("A .png file; with --count, a folder.")],
     seed: Seed = 0,
     size: Annotated[int, typer.Option(help="Width and height in pixels.", min=16, max=4096)] = 336,
     answer: Annotated[bool, typer.Option("--answer", help="Print its true description.")] = False,

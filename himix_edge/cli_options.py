@@ -83,6 +83,24 @@ def refuse_beside(flag: str, context: typer.Context, *names: str) -> None:
             raise typer.BadParameter(f"{option} means nothing beside {flag}")
 
 
+def named_place(path: Path | None) -> Path | None:
+    """Where a file or folder is to be written: of `.` the folder's own path, so that it has a name.
+
+    Raises:
+        typer.BadParameter: the root, which has none.
+    """
+    if path is None or path.name not in ("", ".."):
+        return path
+    if not path.resolve().name:
+        raise typer.BadParameter("it has no name; choose a file or folder within")
+    return path.resolve()
+
+
+def output_option(help_text: str) -> Any:
+    """--output, or -o: a place to write to."""
+    return typer.Option("--output", "-o", help=help_text, callback=named_place)
+
+
 # What a shell completes. The names are looked up when the shell asks for them.
 
 

@@ -42,7 +42,13 @@ class HimixError(Exception):
         facts = [f"expected {expected}" if expected else "", f"found {found}" if found else ""]
         detail = ", ".join(fact for fact in facts if fact)
         line = f"{failed}: {detail}" if detail else failed
-        super().__init__(f"{line}. To mend it: {fix}" if fix else line)
+        super().__init__(_in_one_line(f"{line}. To mend it: {fix}" if fix else line))
+
+
+def _in_one_line(text: str) -> str:
+    """Line breaks as blanks, and what no terminal should get from a file or a name as escapes."""
+    text = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(HimixError):
