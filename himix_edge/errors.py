@@ -123,14 +123,21 @@ _EXTRAS = {
 }
 
 
-def missing_package(error: ImportError) -> DependencyError | None:
-    """The error for a package that isn't installed or can't be loaded; None if it is not ours."""
-    package = (error.name or "").split(".")[0]
-    if package not in _EXTRAS:
-        return None
-    absent = isinstance(error, ModuleNotFoundError) and error.name == package
-    return DependencyError(
-        f"this command needs {package}",
-        found=None if absent else " ".join(str(error).split()),
-        fix=f"pip install {_EXTRAS[package]}",
-    )
+def missing_package(error: BaseException) -> DependencyError | None:
+    """The error for a package of ours that isn't installed or can't be loaded; else None.
+
+    Args:
+        error: what an import raised, perhaps in the words of a library that was importing, too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        package = (getattr(cause, "name", None) or "").split(".")[0]
+        if isinstance(cause, ImportError) and package in _EXTRAS:
+            absent = isinstance(cause, ModuleNotFoundError) and cause.name == package
+            return DependencyError(
+                f"this command needs {package}",
+                found=None if absent else str(cause),
+                fix=f"pip install {_EXTRAS[package]}",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
