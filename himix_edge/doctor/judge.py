@@ -15,6 +15,7 @@ NATIVE = (10, 15)  # the first TensorRT that reads native graphs
 PORTABLE = (10, 0)  # and portable ones, typed as ours are
 # What TensorRT for RTX works on: cards for desks, not for data centres.
 RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
+BASE = ("numpy", "pillow", "tokenizers", "jinja2")  # what a bundle needs besides an engine library
 SMALL = 16 << 30  # bytes of memory below which a build may need more than there is
 RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 
@@ -116,7 +117,7 @@ def _targets(facts: Facts) -> tuple[str, ...]:
 
 
 def _devices(facts: Facts) -> dict[str, str]:
-    base = [name for name in ("numpy", "pillow", "tokenizers") if not facts.distributions[name]]
+    base = [name for name in BASE if not facts.distributions[name]]
     runtime = _unless(_works(facts, "onnxruntime"), "onnxruntime")
     gpu = [] if facts.gpus else ["an NVIDIA GPU with its driver"]
     native = _works(facts, "tensorrt") and tensorrt_version(facts) >= PORTABLE
@@ -170,7 +171,7 @@ def _fits(facts: Facts, target: str) -> Iterator[Fit]:
 
 
 def _advice(facts: Facts, target: str) -> Iterator[Advice]:
-    missing = [name for name in ("numpy", "pillow", "tokenizers") if not facts.distributions[name]]
+    missing = [name for name in (*BASE, "typer") if not facts.distributions[name]]
     if missing:
         yield Advice(", ".join(missing), ("pip install himix-edge",))
     if facts.jetson:
@@ -179,8 +180,6 @@ def _advice(facts: Facts, target: str) -> Iterator[Advice]:
         yield from _gpu_advice(facts, facts.gpus[0])
     if not _works(facts, "onnxruntime") and (target == "cpu" or not _works(facts, "tensorrt")):
         yield Advice("onnxruntime, to run on the CPU", ("pip install 'himix-edge[cpu]'",))
-    if not facts.distributions["typer"]:
-        yield Advice("the commands beside run and doctor", ("pip install 'himix-edge[cli]'",))
 
 
 def _gpu_advice(facts: Facts, gpu: Gpu) -> Iterator[Advice]:

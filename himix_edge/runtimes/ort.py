@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ from himix_edge.runtimes.ort_contract import Nodes, check_nodes, decoder_nodes, 
 from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
 
 PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
+
+MOST_THREADS = max(64, os.cpu_count() or 1)  # more than cores gain nothing, and many more stall
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads that ONNX Runtime can't have, or would stall with.
+
+    Raises:
+        ConfigError: no whole number from 1 to `MOST_THREADS`.
+    """
+    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
+        raise ConfigError(
+            "threads is out of range",
+            expected=f"a whole number from 1 to {MOST_THREADS}",
+            found=repr(threads),
+        )
 
 
 class OrtEngine:
@@ -49,13 +66,10 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
-            ConfigError: threads below 1.
+            ConfigError: as `check_threads`.
         """
         self._ort = import_onnxruntime()
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise ConfigError(
-                "threads is out of range", expected="a whole number from 1 up", found=repr(threads)
-            )
+        check_threads(threads)
         if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",

@@ -125,7 +125,8 @@ def test_without_the_base_packages_nothing_runs(pc: Facts) -> None:
 
 def test_without_typer(pc: Facts) -> None:
     bare = dataclasses.replace(pc, distributions={**pc.distributions, "typer": None})
-    assert "pip install 'himix-edge[cli]'" in commands(bare)
+    assert judge(bare).can_run  # the library needs none; the command does
+    assert commands(bare)[0] == "pip install himix-edge"
 
 
 FRESH = {"libnvinfer10", "python3-libnvinfer", "nvidia-jetpack"}
