@@ -30,9 +30,9 @@ from himix_edge.models.huggingface import (
     known_kind,
     preprocess_of,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.tokenizer_files import (
     PROCESSOR_PLACES,
     chat_template_of,
@@ -79,13 +79,14 @@ def llava_source(folder: Path) -> TeacherSource:
         known_kind(data.get("text_config") or {"model_type": "llama"}, DECODERS, "text_config")
         config: Any = CONFIGS[family].from_dict(data)  # with the defaults that a file leaves out
         vision = _vision(config)
-        decoder = decoder_config(_text(config, data), stated_eos_token_ids(folder))
+        decoder = decoder_config(_text(config, data))
         if not 0 <= config.image_token_index < decoder.vocab_size:
             raise ConfigError(
                 "image_token_index is off",
                 expected=f"0 to {decoder.vocab_size - 1}",
                 found=str(config.image_token_index),
             )
+    decoder = with_stated_ids(folder, decoder, data, data.get("text_config") or {})
     preprocess = preprocess_of(folder, vision)
     decoder, weights = _weights(folder, config, vision, decoder)
     prompt = _prompt(folder, config.image_token_index, opens_with_image=family == ONEVISION)

@@ -6,6 +6,7 @@ Reference: github.com/TinyLLaVA/TinyLLaVA_Factory, `modeling_tinyllava.py` and `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from himix_edge.models.huggingface import (
     decoder_config,
     known_kind,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
 from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.tokenizer_files import tokenizer_of
 from himix_edge.models.weights import stored_weights
 from himix_edge.plain import shown
@@ -64,7 +65,11 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         encode = encoder_of(tokenizer_json)
         ends = [ids[0]] if len(ids := encode(end, False)) == 1 else []
     with refusing(path):
-        decoder = decoder_config(text, [*stated_eos_token_ids(folder), *ends])
+        decoder = decoder_config(text)
+    decoder = with_stated_ids(folder, decoder, data, text)
+    # Its own code ends an answer there as well, whatever else is stated.
+    ids = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))
+    decoder = dataclasses.replace(decoder, eos_token_ids=ids)
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
     prompt = _prompt(tokenizer_json, end)
     return TeacherSource(

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from himix_edge.errors import CheckpointError
 
+CONFIG = "config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 # Of the repository's top folder, what is read here; pickled weights (.bin) never are.
 FILES = [
