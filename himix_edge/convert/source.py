@@ -77,7 +77,8 @@ def teacher_from_source(
             raise CheckpointError(
                 f"{name} of {source.name} is not finite in {dtype}", fix="use bfloat16 or float32"
             )
-    return Teacher(model, source.prefix_ids)
+    rows = {i: row.read().to(device, dtype) for i, row in source.head_rows.items()}
+    return Teacher(model, source.prefix_ids, rows)
 
 
 def _own(folder: Path) -> TeacherSource:

@@ -61,7 +61,7 @@ TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_sca
 # What a vision model has beyond its layers, which X_v has no use for, and an old file's buffer.
 VISION_REST = ("post_layernorm.", "head.", "embeddings.position_ids")
 
-EMBEDDING = "decoder.model.embed_tokens.weight"
+EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,9 @@ def decoder_weights(
         for name, weight in stored.items()
         if not name.endswith(".rotary_emb.inv_freq")  # a buffer in old files
     }
-    embedding, head = EMBEDDING, "decoder.lm_head.weight"
-    if config.tie_word_embeddings and embedding in weights and head in weights:
-        if torch.equal(weights[embedding].read(), weights[head].read()):
-            del weights[head]
+    if config.tie_word_embeddings and EMBEDDING in weights and HEAD in weights:
+        if torch.equal(weights[EMBEDDING].read(), weights[HEAD].read()):
+            del weights[HEAD]
         else:  # as transformers does: what is stored outweighs what the config says
             config = dataclasses.replace(config, tie_word_embeddings=False)
     return config, weights

@@ -97,6 +97,24 @@ class HeldWeight:
 
 
 @dataclass(frozen=True)
+class RowOf:
+    """One row of a matrix, as a vector."""
+
+    matrix: Weight
+    row: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.matrix.shape[1:]
+
+    def read(self) -> Tensor:
+        return self.matrix.read()[self.row].clone()
+
+    def problem(self) -> str | None:
+        return self.matrix.problem()
+
+
+@dataclass(frozen=True)
 class StackedWeight:
     """Several weights as one, along their first dimension."""
 
