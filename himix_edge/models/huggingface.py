@@ -29,6 +29,7 @@ from transformers import (
 
 from himix_edge.config import DecoderConfig, PreprocessConfig, VisionConfig
 from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.folder_kind import refuse_other_kinds
 from himix_edge.models.hub import CONFIG, folder_from_source, json_object, name_of
 from himix_edge.models.preprocessor import preprocess_from_json
 from himix_edge.models.stated_ids import with_stated_ids
@@ -106,6 +107,7 @@ def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
+    refuse_other_kinds(folder)
     path = folder / CONFIG
     data = json_object(path)
     with refusing(path):
@@ -124,6 +126,7 @@ def decoder_from_folder(folder: Path) -> DecoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
+    refuse_other_kinds(folder)
     path = folder / CONFIG
     data = json_object(path)
     with refusing(path):
