@@ -226,6 +226,7 @@ def export(
     from himix_edge import bundles, progress, targets
     from himix_edge.export.bundle import export_bundle
     from himix_edge.models.pairs import chosen_checkpoint
+    from himix_edge.models.stated_ids import without_end
 
     graphs = targets.target(target).updated(dialect, dtype)
     if llava is not None:
@@ -233,6 +234,8 @@ def export(
         checkpoint = converted_checkpoint(llava, calibration, output)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
+    if warning := without_end(source.config.decoder):
+        print(f"Warning: in {source.name}, {warning}.", file=sys.stderr)
     with progress.phases(f"Exporting {source.name}") as report:
         exported = export_bundle(
             source,

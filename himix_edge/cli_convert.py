@@ -129,6 +129,7 @@ def summary(conversion: Conversion, output: Path) -> str:
     """What to know of a conversion, in a few lines."""
     from himix_edge.convert import tables
     from himix_edge.convert.pipeline import PAGE
+    from himix_edge.models.stated_ids import without_end
 
     judged = conversion.distilled or conversion.fitted
     said = [
@@ -139,6 +140,8 @@ def summary(conversion: Conversion, output: Path) -> str:
     ]
     if skipped := conversion.fit.skipped:
         said.append(f"Passed over, as unreadable: {', '.join(skipped)}.")
+    if warning := without_end(conversion.student.decoder):
+        said.append(f"Warning: {warning}.")
     return "\n".join([*said, f"All of it: {output / PAGE}"])
 
 

@@ -50,6 +50,9 @@ INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
 WRITE_INDICES = "write_indices"  # int64: the slot that the first of a step's tokens goes into
 LOGITS = "logits"
+# The decoder graph adds this to the logits of tokens that are never to be chosen. Little of it is
+# left at any temperature in use, and yet it is a number in every type: float16's lowest is -65504.
+SUPPRESSED_LOGIT = -60_000.0
 
 MANIFEST = "manifest.json"
 VISION_GRAPH = "vision.onnx"

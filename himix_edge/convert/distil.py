@@ -185,6 +185,7 @@ class Distillation:
         of = self._pictures_of(asked)
         with torch.no_grad():
             wanted = self.teacher.logits(input_ids, rows_of(cache, of))  # [T, M, V]
+            wanted = self.student.decoder.suppressed(wanted)  # of what the student may say
         given = self.student.decode_texts(input_ids, rows_of(self._image(features), of))
         labelled = torch.tensor([each.question.answer is not None for each in asked])
         return outcome_of(given, wanted, labels, labelled.to(self.teacher.device))

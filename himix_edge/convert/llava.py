@@ -2,12 +2,15 @@
 
 Of LLaVA-OneVision the base tile, the image as a whole: its N tokens, then `image_newline`, then the
 text. Here that vector is the first token of the text: the prompts' text begins with the image's own
-token, whose row of the embedding, which no text ever uses, it replaces. (Where the embedding is the
-head as well, the logit of that one token changes with it.)
+token, whose row of the embedding, which no text ever uses, it replaces. So that token must not be
+said: the row would be another token's, and where the embedding is the head as well its logit means
+nothing. The converted model suppresses it; the teacher has the head as it came (`head_rows`).
+Every other token may be said, as in transformers: <video>, and the rows that no text comes to.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,16 @@ from himix_edge.models.huggingface import (
     CONFIG,
     DECODERS,
     EMBEDDING,
+    HEAD,
     decoder_config,
     known_kind,
     preprocess_of,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.tokenizer_files import PROCESSOR_PLACES
-from himix_edge.models.weights import RowWeight, Weight, ZeroWeight, stored_weights
+from himix_edge.models.weights import RowOf, RowWeight, Weight, ZeroWeight, stored_weights
 
 ONEVISION = "llava_onevision"
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -74,15 +78,16 @@ def llava_source(folder: Path) -> TeacherSource:
         known_kind(data.get("text_config") or {"model_type": "llama"}, DECODERS, "text_config")
         config: Any = CONFIGS[family].from_dict(data)  # with the defaults that a file leaves out
         vision = _vision(config)
-        decoder = decoder_config(_text(config, data), stated_eos_token_ids(folder))
+        decoder = decoder_config(_text(config, data))
         if not 0 <= config.image_token_index < decoder.vocab_size:
             raise ConfigError(
                 "image_token_index is off",
                 expected=f"0 to {decoder.vocab_size - 1}",
                 found=str(config.image_token_index),
             )
+    decoder = with_stated_ids(folder, decoder, data, data.get("text_config") or {})
     preprocess = preprocess_of(folder, vision)
-    decoder, weights = _weights(folder, config, vision, decoder)
+    decoder, weights, head_rows = _weights(folder, config, vision, decoder)
     files = _chat_files(folder, config.image_token_index, opens_with_image=family == ONEVISION)
     return TeacherSource(
         name=name_of(folder),
@@ -95,6 +100,7 @@ def llava_source(folder: Path) -> TeacherSource:
         tokenizer_json=files.tokenizer_json,
         chat_template=files.chat_template,
         chat=files.chat,
+        head_rows=head_rows,
     )
 
 
@@ -128,19 +134,27 @@ def _text(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weights(
     folder: Path, config: Any, vision: VisionConfig, decoder: DecoderConfig
-) -> tuple[DecoderConfig, dict[str, Weight]]:
-    """Under the names of our vanilla model; and the config of the decoder that they make."""
+) -> tuple[DecoderConfig, dict[str, Weight], dict[int, Weight]]:
+    """Under the names of our vanilla model; the config of the decoder that they make; and the
+    source's own rows of the head for tokens that this decoder suppresses.
+    """
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
     if not config.multimodal_projector_bias:
         zeros = ZeroWeight((decoder.hidden_size,))
         weights |= {f"{CONNECTOR}{i}.bias": zeros for i in (0, 2)}
+    head_rows: dict[int, Weight] = {}
     if config.model_type == ONEVISION:
         if NEWLINE not in weights:
             raise CheckpointError(f"the weights of {folder} are incomplete", expected=NEWLINE)
         newline = weights.pop(NEWLINE)
+        head, image = weights.get(HEAD, weights.get(EMBEDDING)), config.image_token_index
+        if head is not None:
+            head_rows = {image: RowOf(head, image)}
         if EMBEDDING in weights:
-            weights[EMBEDDING] = RowWeight(weights[EMBEDDING], config.image_token_index, newline)
-    return decoder, weights
+            weights[EMBEDDING] = RowWeight(weights[EMBEDDING], image, newline)
+        ids = tuple(dict.fromkeys((*decoder.suppressed_token_ids, image)))
+        decoder = dataclasses.replace(decoder, suppressed_token_ids=ids)
+    return decoder, weights, head_rows
 
 
 def _chat_files(folder: Path, image_id: int, *, opens_with_image: bool) -> ChatFiles:

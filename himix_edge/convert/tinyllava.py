@@ -28,10 +28,10 @@ from himix_edge.models.huggingface import (
     decoder_config,
     known_kind,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
 from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.weights import stored_weights
 from himix_edge.plain import shown
 
@@ -64,14 +64,15 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         kind = known_kind(text, DECODERS, "text_config")
         end = _answer_end(kind, str(data.get("llm_model_name_or_path")))
     files = read_tokenizer(folder)
-    ids = (
-        tokenizers.Tokenizer.from_str(files.tokenizer_json)
-        .encode(end, add_special_tokens=False)
-        .ids
-    )
-    ends = ids if len(ids) == 1 else []
+    tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer_json)
+    ends: list[int] = tokenizer.encode(end, add_special_tokens=False).ids
+    ends = ends if len(ends) == 1 else []
     with refusing(path):
-        decoder = decoder_config(text, [*stated_eos_token_ids(folder), *ends])
+        decoder = decoder_config(text)
+    decoder = with_stated_ids(folder, decoder, data, text)
+    # Its own code ends an answer there as well, whatever else is stated.
+    ids = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))
+    decoder = dataclasses.replace(decoder, eos_token_ids=ids)
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
     files = dataclasses.replace(files, chat_template=_template(end))
     files = place_image(files, ImagePlace(IMAGE, None, prefix_ids=()))

@@ -33,8 +33,12 @@ from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, Chat, File
 from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.files import refuse_foreign_folder, sha256_of, whole_folder
 from himix_edge.models.chat_files import ChatFiles, read_chat_files
+from himix_edge.models.folder_kind import refuse_other_kinds
 from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
+from himix_edge.models.hub import json_object
 from himix_edge.models.huggingface import (
+    DECODERS,
+    ENCODERS,
     decoder_from_folder,
     encoder_from_folder,
     folder_from_source,
@@ -132,6 +136,7 @@ def read_checkpoint(
         CheckpointError: files that are missing (all of them) or damaged, a config that can't be
             used, an encoder or a decoder that can't be had.
     """
+    _refuse_hugging_face(folder)
     header = _header(folder)
     encoder, decoder = encoder or header.encoder, decoder or header.decoder
     texts = [MODEL_CARD] if decoder else [TOKENIZER, CHAT_TEMPLATE, MODEL_CARD]
@@ -272,6 +277,29 @@ def _header(folder: Path) -> _Header:
         raise CheckpointError(
             f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
         ) from error
+
+
+def _refuse_hugging_face(folder: Path) -> None:
+    """Says what a model of another kind is, where a HiMix checkpoint was asked for."""
+    refuse_other_kinds(folder)
+    path = folder / CONFIG
+    data = json_object(path) if path.is_file() else {}
+    kind = data.get("model_type")
+    if not isinstance(kind, str):
+        return
+    if kind in DECODERS:
+        part, fix = "language decoder", f"name it with --decoder {folder}, beside an --encoder"
+    elif kind in ENCODERS:
+        part, fix = "vision encoder", f"name it with --encoder {folder}, beside a --decoder"
+    else:
+        part = "model"
+        fix = f"a LLaVA becomes one with: himix-edge convert {folder} --calibration PICTURES -o OUT"
+    raise CheckpointError(
+        f"{folder} is no HiMix checkpoint",
+        expected="one that himix-edge trained or converted",
+        found=f"a Hugging Face {part} of model_type {kind!r}",
+        fix=fix,
+    )
 
 
 def _require_files(folder: Path, header: _Header, texts: list[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from himix_edge.contract import SUPPRESSED_LOGIT
 from himix_edge.errors import BundleError, ConfigError, closest
 
 
@@ -100,6 +101,7 @@ class Sampler:
         if greedy and self.options.repetition_penalty == 1:
             return likeliest
         scores = penalized(logits.astype(np.float64), text, self.options.repetition_penalty)
+        scores[logits < logits[likeliest] + SUPPRESSED_LOGIT / 2] = -np.inf  # whatever the options
         if greedy:
             return int(scores.argmax())
         cumulative = probabilities(scores, self.options).cumsum()

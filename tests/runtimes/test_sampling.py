@@ -14,6 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from himix_edge.contract import SUPPRESSED_LOGIT
 from himix_edge.errors import BundleError, ConfigError
 from himix_edge.runtimes.sampling import Sampler, SamplingOptions, penalized, probabilities
 from tests.tolerances import PROBABILITIES
@@ -119,6 +120,17 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
     sampler = Sampler(SamplingOptions(temperature=1e-300, seed=0))
     logits = random_logits(0)
     assert {sampler(logits, []) for _ in range(20)} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e30])
+@pytest.mark.parametrize("penalty", [1e-9, 1.0, 2.0])
+def test_what_the_graph_suppresses_is_never_drawn(temperature: float, penalty: float) -> None:
+    logits = random_logits(0)
+    logits[[3, 9]] += SUPPRESSED_LOGIT
+    sampler = Sampler(SamplingOptions(temperature, repetition_penalty=penalty, seed=0))
+    drawn = {sampler(logits, [3, 9, 4]) for _ in range(300)}
+    assert not drawn & {3, 9}
+    assert temperature < 1e30 or len(drawn) > VOCAB / 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
