@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from himix_edge.errors import HimixError as HimixError
+    from himix_edge.runtimes.conversation import Conversation as Conversation
+    from himix_edge.runtimes.conversation import EncodedImage as EncodedImage
     from himix_edge.runtimes.generate import Answer as Answer
-    from himix_edge.runtimes.model import Conversation as Conversation
-    from himix_edge.runtimes.model import EncodedImage as EncodedImage
     from himix_edge.runtimes.model import Model as Model
     from himix_edge.runtimes.model import load as load
     from himix_edge.runtimes.sampling import SamplingOptions as SamplingOptions
@@ -34,8 +34,8 @@ __all__ = [
 
 _HOMES = {
     "Answer": "himix_edge.runtimes.generate",
-    "Conversation": "himix_edge.runtimes.model",
-    "EncodedImage": "himix_edge.runtimes.model",
+    "Conversation": "himix_edge.runtimes.conversation",
+    "EncodedImage": "himix_edge.runtimes.conversation",
     "HimixError": "himix_edge.errors",
     "Model": "himix_edge.runtimes.model",
     "SamplingOptions": "himix_edge.runtimes.sampling",
