@@ -62,7 +62,7 @@ def _version(
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[str, typer.Argument(help="A picture; - reads it from stdin.")],
     prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
     bundle: Annotated[
         Path | None, typer.Option(help="A bundle; by default the last export, or the demo.")
@@ -74,6 +74,10 @@ def run(
     repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="squash, crop or pad to the model's square; by default as trained."),
+    ] = None,
     device: Device = "auto",
     auto_build: Annotated[
         bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
@@ -85,7 +89,9 @@ def run(
     from himix_edge import bundles, progress
     from himix_edge.runtimes import SamplingOptions, load
     from himix_edge.runtimes.answer import print_answer
+    from himix_edge.runtimes.image_sources import picture_argument
 
+    picture = picture_argument(image)
     options = SamplingOptions(
         temperature, top_k, top_p, repetition_penalty, seed, max_tokens, tuple(stop or ())
     )
@@ -99,7 +105,7 @@ def run(
             auto_build=auto_build,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
-    print_answer(model, image, prompt, options, as_json=as_json)
+    print_answer(model, picture, prompt, options, as_json=as_json, resize=resize)
 
 
 @app.command()

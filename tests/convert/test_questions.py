@@ -7,8 +7,8 @@ import pytest
 
 from himix_edge.convert.questions import DEFAULT_PROMPTS, Question, Questions, prompt_encoder
 from himix_edge.convert.teacher import TeacherSource
+from himix_edge.data.pictures import PROMPTS, QUESTIONS
 from himix_edge.errors import CheckpointError, ConfigError, ExportError
-from himix_edge.pictures import PROMPTS, QUESTIONS
 from tests.tiny import CHAT_TEMPLATE, tiny_config, tiny_tokenizer
 
 WHAT = {"image": "a.png", "prompt": "What is it?"}

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures, to calibrate and to measure with."""
+"""A user's folder of pictures, to calibrate and to measure with."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from himix_edge.errors import ConfigError
 from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
 
 PROMPTS = "prompts.txt"  # what else such a folder may hold: a prompt a line,
-QUESTIONS = "questions.jsonl"  # and prompts about single pictures; see `convert/questions.py`
+QUESTIONS = "questions.jsonl"  # and prompts about single pictures; see `questions.py`
+
+LEFT_BEHIND = {"thumbs.db", "desktop.ini"}  # in folders, by Windows
 
 
 def picture_files(folder: Path, at_least: int = 1) -> list[Path]:
-    """A folder's pictures, by name: all files but PROMPTS and QUESTIONS.
+    """A folder's pictures, by name: all files but PROMPTS, QUESTIONS and what systems leave there.
 
     Raises:
-        ConfigError: fewer than `at_least`.
+        ConfigError: fewer than `at_least`, or a folder that can't be read.
     """
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    texts = (PROMPTS, QUESTIONS)
-    files = [path for path in found if path.is_file() and path.name not in texts]
+    try:
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be read", found=error.strerror or str(error)) from error
+    files = [path for path in found if path.is_file() and not _is_other(path.name)]
     if len(files) < at_least:
         raise ConfigError(
             f"{folder} has too few pictures",
@@ -32,6 +36,10 @@ def picture_files(folder: Path, at_least: int = 1) -> list[Path]:
             found=str(len(files)) if folder.is_dir() else "no such folder",
         )
     return files
+
+
+def _is_other(name: str) -> bool:
+    return name in (PROMPTS, QUESTIONS) or name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def pictures(files: list[Path], config: PreprocessConfig) -> Iterator[NDArray[np.float32]]:
