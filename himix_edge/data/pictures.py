@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from himix_edge.config import PreprocessConfig
 from himix_edge.errors import ConfigError
-from himix_edge.runtimes.preprocess import FORMATS, load_image, pixel_values
+from himix_edge.runtimes.preprocess import FORMATS, prepare
 
 PROMPTS = "prompts.txt"  # what else such a folder may hold: a prompt a line,
 QUESTIONS = "questions.jsonl"  # and prompts about single pictures; see `questions.py`
@@ -48,4 +48,4 @@ def pictures(files: list[Path], config: PreprocessConfig) -> Iterator[NDArray[np
     Raises:
         ImageError: a file that is no picture.
     """
-    return (pixel_values(load_image(path), config) for path in files)
+    return (prepare(path, config).pixels for path in files)

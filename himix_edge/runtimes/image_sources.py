@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias
@@ -94,7 +95,7 @@ def open_image(source: ImageSource, channels: Channels = "RGB") -> tuple[Image.I
         with _opened(source, name) as file:
             return decode(file, name)
     if callable(getattr(source, "read", None)):
-        return decode(io.BytesIO(_all_of(source, name)), name)  # type: ignore[arg-type]
+        return decode(io.BytesIO(_all_of(source, name)), name)
     try:
         data = memoryview(source)  # type: ignore[arg-type]
     except TypeError:
@@ -203,7 +204,8 @@ def _url(url: str) -> ImageError:
     if scheme == "data":
         fix = "give its bytes: base64.b64decode(url.split(',', 1)[1])"
     elif scheme == "file":
-        fix = f"give the path: {'/' + url.split(':', 1)[1].lstrip('/')}"
+        path = urllib.parse.unquote(url.split(":", 1)[1].lstrip("/"))
+        fix = f"give the path: /{path}"
     return ImageError(
         f"{url if len(url) <= 100 else url[:97] + '...'} is a URL",
         expected="a file on this machine",

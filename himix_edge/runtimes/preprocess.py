@@ -60,11 +60,9 @@ def prepare(
     """
     if resize is not None:
         config = dataclasses.replace(config, resize=resize_mode(resize))
-    image, (width, height) = _upright(source, channels)
-    return Prepared(
-        pixel_values(image, config),
-        shape_notices(width, height, config.resize, config.image_size),
-    )
+    image, full = _upright(source, channels)
+    notices = shape_notices(*full, config.resize, config.image_size)
+    return Prepared(pixel_values(image, config, full), notices)
 
 
 def resize_mode(name: str) -> ResizeMode:
@@ -106,13 +104,23 @@ def _upright(source: ImageSource, channels: Channels) -> tuple[Image.Image, Size
     """The image, and the size that it would have without reduced decoding."""
     with image_errors(name_of(source)):
         stored, (width, height) = open_image(source, channels)
-        image = ImageOps.exif_transpose(stored)
-        turned = (stored.width > stored.height) != (image.width > image.height)
+        lay = stored.width > stored.height
+        if stored is source:
+            image = ImageOps.exif_transpose(stored)  # a copy
+        else:
+            ImageOps.exif_transpose(image := stored, in_place=True)
+        turned = lay != (image.width > image.height)
         return _rgb(image), (height, width) if turned else (width, height)
 
 
-def pixel_values(image: Image.Image, config: PreprocessConfig) -> NDArray[np.float32]:
-    """An RGB image -> [1, 3, H, W], normalized per channel."""
+def pixel_values(
+    image: Image.Image, config: PreprocessConfig, full: Size | None = None
+) -> NDArray[np.float32]:
+    """An RGB image -> [1, 3, H, W], normalized per channel.
+
+    Args:
+        full: width and height before reduced decoding, from which a crop is reckoned.
+    """
     size, resample = config.image_size, Image.Resampling[config.resample.upper()]
     if config.resize == "squash":
         square = np.asarray(image.resize((size, size), resample))  # [H, W, 3]
@@ -120,23 +128,25 @@ def pixel_values(image: Image.Image, config: PreprocessConfig) -> NDArray[np.flo
         margin = tuple(int(level * 255) for level in config.image_mean)
         square = np.asarray(_padded(image, size, resample, margin))
     else:
-        square = _cropped(image, size, resample)
+        square = _cropped(image, size, resample, full or image.size)
 
     levels = (square * (1 / 255)).astype(np.float32)
     mean, std = (np.array(c, np.float32) for c in (config.image_mean, config.image_std))
     return np.ascontiguousarray(((levels - mean) / std).transpose(2, 0, 1)[None])
 
 
-def _cropped(image: Image.Image, size: int, resample: Image.Resampling) -> NDArray[np.uint8]:
+def _cropped(
+    image: Image.Image, size: int, resample: Image.Resampling, full: Size
+) -> NDArray[np.uint8]:
     """The shorter edge becomes `size`, then the middle is cut out."""
-    shorter = min(image.size)
-    width, height = (int(size * edge / shorter) for edge in image.size)
-    longer = max(image.size)
+    width, height = (int(size * edge / min(full)) for edge in full)
+    shorter, longer = sorted(image.size)
     if width * height > MAX_PIXELS and longer > 8 * shorter:  # a hair; five squares are enough
         start = (longer - 5 * shorter) // 2
         lying = image.width > image.height
         box = (start, 0, longer - start, shorter) if lying else (0, start, shorter, longer - start)
-        return _cropped(image.crop(box), size, resample)
+        middle = image.crop(box)
+        return _cropped(middle, size, resample, middle.size)
     left, top = (width - size) // 2, (height - size) // 2
     resized = np.asarray(image.resize((width, height), resample))
     return resized[top : top + size, left : left + size]
@@ -174,7 +184,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_from_16_bits(values: NDArray[np.integer]) -> Image.Image:
