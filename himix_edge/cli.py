@@ -96,7 +96,7 @@ class _Run(Command):
 
 @app.command(cls=_Run)
 def run(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[str, typer.Argument(help="A picture; - reads it from stdin.")],
     prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
     bundle: Annotated[
         Path | None, typer.Option(help="A bundle; by default the last export, or the demo.")
@@ -122,6 +122,13 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
     ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt, where the chat template has one.")
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="squash, crop or pad to the model's square; by default as trained."),
+    ] = None,
     device: Device = "auto",
     auto_build: Annotated[
         bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
@@ -133,7 +140,9 @@ def run(
     from himix_edge import bundles, progress
     from himix_edge.runtimes import SamplingOptions, load
     from himix_edge.runtimes.answer import print_answer
+    from himix_edge.runtimes.image_sources import picture_argument
 
+    picture = picture_argument(image)
     changes = given(
         temperature=temperature,
         top_k=top_k,
@@ -154,7 +163,9 @@ def run(
             auto_build=auto_build,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
-    print_answer(model, image, prompt, options, as_json=as_json)
+    print_answer(
+        model, picture, prompt, options, as_json=as_json, resize=resize, system=system
+    )
 
 
 @app.command()

@@ -15,7 +15,7 @@ from himix_edge.errors import ConfigError
 from himix_edge.plain import dataclass_from_dict, shown
 
 Design = Literal["himix", "uniform", "hierarchical", "vanilla"]
-ResizeMode = Literal["squash", "crop"]
+ResizeMode = Literal["squash", "crop", "pad"]
 VisionFamily = Literal["clip", "siglip"]
 KeyRotation = Literal["none", "slots"]
 
@@ -25,8 +25,9 @@ class PreprocessConfig:
     """From an image of any size to `pixel_values`.
 
     Attributes:
-        resize: "squash" to a square whatever the shape (SigLIP), or "crop": the shorter edge
-            resized to `image_size`, then the centre cut out (CLIP).
+        resize: "squash" to a square whatever the shape (SigLIP); "crop": the shorter edge
+            resized to `image_size`, then the centre cut out (CLIP); or "pad": centred on a square
+            of the mean colour, which is then resized (LLaVA-1.5).
         resample: Pillow's name of the filter.
         image_mean, image_std: per channel, on values in 0..1.
     """

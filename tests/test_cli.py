@@ -137,7 +137,7 @@ def test_bad_pictures(himix, tiny_bundle: Path, picture: Path, tmp_path: Path) -
         (tmp_path, ["directory"]),
         (text, ["text.png"]),
         (truncated, ["truncated.png", "whole"]),
-        (huge_png(tmp_path / "huge.png"), ["too large", "50 megapixels"]),
+        (huge_png(tmp_path / "huge.png"), ["too large", "52 megapixels"]),
     ):
         refused(himix("run", image, "describe", "--bundle", tiny_bundle), saying=saying)
 

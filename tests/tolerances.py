@@ -8,6 +8,7 @@ VISION_FEATURES = 1e-5  # our encoder's X_v against transformers' hidden states
 REFERENCE_LOGITS = 2e-5  # the whole model against Algorithm 1 in float64
 IMAGE_KV = 5e-6  # what an image leaves in the cache against its formula in float64
 PIXEL_VALUES = 1e-6  # our preprocessing against transformers' processors
+REDUCED_PIXELS = 0.05  # a picture decoded, cut or padded smaller, against the whole of it
 ENGINE_LOGITS = 2e-5  # an engine's logits against the model's, random weights
 PROBABILITIES = 1e-6  # our sampling distribution (float64) against transformers' (float32)
 GRAPH_LOGITS = 2e-5  # an exported decoder graph's logits, keys and values against torch

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from himix_edge.convert.answers import greedy_answers, rows_of
 from himix_edge.convert.judge import encoded
-from himix_edge.convert.questions import Question, Questions
 from himix_edge.convert.teacher import Teacher, features_of
+from himix_edge.data.pictures import pictures
+from himix_edge.data.questions import Question, Questions
 from himix_edge.errors import ConfigError
 from himix_edge.models.decoder import KV
 from himix_edge.models.himix import HiMix
 from himix_edge.models.injection import HiMixInjection
-from himix_edge.pictures import pictures
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.training.data import NO_LOSS, padded
 from himix_edge.training.loop import Plan, StepWatch, optimize

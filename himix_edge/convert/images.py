@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from himix_edge.config import PreprocessConfig
+from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.errors import ConfigError, ImageError
-from himix_edge.pictures import picture_files, pictures
 from himix_edge.runtimes.preprocess import FORMATS
 
 HELD_OUT_EVERY = 8

@@ -20,10 +20,11 @@ from himix_edge.convert.fit import Fit, FitOptions, fitted
 from himix_edge.convert.images import Calibration
 from himix_edge.convert.judge import Judgement, encoded, judged
 from himix_edge.convert.page import page
-from himix_edge.convert.questions import Question, Questions, prompt_encoder
+from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.report import Conversion
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
+from himix_edge.data.questions import Question, Questions
 from himix_edge.errors import ConfigError
 from himix_edge.export.phases import Phases
 from himix_edge.files import PARTIAL, refuse_foreign_folder

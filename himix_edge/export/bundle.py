@@ -29,6 +29,8 @@ from himix_edge.contract import (
     FileRecord,
     Manifest,
 )
+from himix_edge.data.pictures import picture_files, pictures
+from himix_edge.data.questions import Questions
 from himix_edge.errors import BundleError, CheckpointError, ConfigError, ExportError
 from himix_edge.export.card import export_section, ranges_section
 from himix_edge.export.expected import (
@@ -56,7 +58,6 @@ from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.files import refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
-from himix_edge.pictures import picture_files, pictures
 from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
 
@@ -113,10 +114,13 @@ def export_bundle(
         ExportError: a chat template that can't be rendered, a graph that can't be made, a model
             that does not fit into float16.
         ParityError: a graph that gives other numbers than the model.
-        ConfigError: a cache that the dialect or the model has no use for; no pictures.
+        ConfigError: a cache that the dialect or the model has no use for; no pictures, or texts
+            beside them that can't be read.
         ImageError: a picture that can't be read.
     """
     own = picture_files(calibration) if calibration else []
+    if calibration:
+        Questions.read(calibration)  # not asked here, but good for every command or for none
     cache_slots = _cache_slots(checkpoint.config, dialect, max_text)
     if dialect == "ort":
         _require_ort_runs(checkpoint.config, dtype)

@@ -23,6 +23,8 @@ from himix_edge.contract import (
     Manifest,
     Quantization,
 )
+from himix_edge.data.pictures import picture_files, pictures
+from himix_edge.data.questions import Questions
 from himix_edge.errors import OutputError
 from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
@@ -39,7 +41,6 @@ from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
 from himix_edge.files import refuse_foreign_folder, whole_folder
-from himix_edge.pictures import PROMPTS, picture_files, pictures
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.shapes.render import render
@@ -82,7 +83,8 @@ def quantize_bundle(
 
     Raises:
         BundleError: no bundle in floats, or a corrupt one.
-        ConfigError: a choice that means nothing for the bundle, or too few calibration pictures.
+        ConfigError: a choice that means nothing for the bundle, too few calibration pictures, or
+            texts beside them that can't be read.
         ImageError: a calibration picture that can't be read.
         ExportError: a graph that can't be quantized.
         OutputError: a place that can't be written, or a folder there that is no bundle.
@@ -231,11 +233,10 @@ def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
         ]
         calibration, cost = scenes[COST_SCENES:], scenes[:COST_SCENES]
     else:
-        every = list(pictures(picture_files(folder, at_least=2), config))
+        files = picture_files(folder, at_least=2)
+        questions = [asked.prompt for asked in Questions.read(folder, QUESTIONS).general]
+        every = list(pictures(files, config))
         calibration, cost = every[::2], every[1::2]
-        if (folder / PROMPTS).is_file():
-            lines = (folder / PROMPTS).read_text(encoding="utf-8").splitlines()
-            questions = [line for line in lines if line.strip()] or QUESTIONS
     history = tokenizer.chat.first
     return Inputs(calibration, cost, [tokenizer.encode_turn(history, words) for words in questions])
 

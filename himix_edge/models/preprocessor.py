@@ -48,9 +48,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_grid_pinpoints": None,
     },
 }
+DEFAULTS["llava"] = DEFAULTS["clip"] | {"do_pad": False}  # CLIP's, of a picture padded to a square
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-# LLaVA's own is CLIP's, but for padding to a square, which is refused.
-NAMES = {"CLIP": "clip", "Siglip": "siglip", "Llava": "clip", "LlavaOnevision": "onevision"}
+NAMES = {"CLIP": "clip", "Siglip": "siglip", "Llava": "llava", "LlavaOnevision": "onevision"}
 PROCESSORS = {
     f"{name}{kind}": family
     for name, family in NAMES.items()
@@ -86,6 +86,8 @@ def preprocess_from_json(data: Mapping[str, Any], family: VisionFamily) -> Prepr
     if unsupported := ", ".join(_unsupported(settings, defaults)):
         raise ConfigError("it has what himix-edge has not", found=unsupported)
     size, resize = _size_and_mode(settings)
+    if defaults is DEFAULTS["llava"] and settings["do_pad"]:
+        resize = "pad"
     return dataclass_from_dict(
         PreprocessConfig,
         {

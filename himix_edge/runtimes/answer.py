@@ -5,29 +5,39 @@ from __future__ import annotations
 import json
 import sys
 
+from himix_edge.runtimes.image_sources import ImageSource
 from himix_edge.runtimes.model import Model
-from himix_edge.runtimes.preprocess import ImageSource
 from himix_edge.runtimes.sampling import SamplingOptions
 
 
 def print_answer(
-    model: Model, source: ImageSource, prompt: str, options: SamplingOptions, *, as_json: bool
+    model: Model,
+    source: ImageSource,
+    prompt: str,
+    options: SamplingOptions,
+    *,
+    as_json: bool,
+    resize: str | None = None,
+    system: str | None = None,
 ) -> None:
-    """Answers, and says on stderr who does.
+    """Answers, and says on stderr who does, and what may make the answer doubtful.
 
     Args:
+        resize, system: see `Model.encode` and `Model.chat`.
         as_json: print one JSON object when done: the text, token counts, milliseconds by phase.
 
     Raises:
         HimixError: whatever `Model.encode` and `Model.generate` raise.
     """
     manifest = model.manifest
-    image = model.encode(source)
-    answer = model.generate(image, prompt, options)
+    image = model.encode(source, resize=resize)
+    answer = model.generate(image, prompt, options, system=system)
     for obstacle in model.passed_over:
         print(f"On {model.device}, because {obstacle}", file=sys.stderr)
     name = manifest.name if model.device == "cpu" else f"{manifest.name}, on {model.device}"
     print(" ".join(filter(None, (f"Model: {name}.", manifest.notice))), file=sys.stderr)
+    for notice in image.notices:
+        print(f"Note: {notice}", file=sys.stderr)
     for piece in answer:
         if not as_json:
             print(piece, end="", flush=True)
@@ -42,6 +52,7 @@ def print_answer(
         "image_tokens": image.kv.slots,
         "prompt_tokens": answer.prompt_tokens,
         "tokens": answer.tokens,
+        "notices": image.notices,
         "milliseconds": {
             phase: round(ms, 3)
             for phase, ms in {**image.milliseconds, **answer.milliseconds}.items()

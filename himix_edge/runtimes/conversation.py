@@ -53,12 +53,14 @@ class EncodedImage:
     Attributes:
         milliseconds: by phase, "preprocess" (reading and resizing) and "vision" (the graph).
         origin: which bundle encoded it, and where.
+        notices: why the model may see too little of it; empty for most images.
         latest: the conversation about it that was begun last.
     """
 
     kv: VisionKV
     milliseconds: dict[str, float]
     origin: tuple[str, str] = ("", "")
+    notices: tuple[str, ...] = ()
     latest: Latest = field(default_factory=Latest)
 
     def __repr__(self) -> str:

@@ -16,7 +16,8 @@ from himix_edge.runtimes.chat import Message
 from himix_edge.runtimes.conversation import Conversation, EncodedImage, first_history
 from himix_edge.runtimes.devices import BuildReport, Choices, open_engine
 from himix_edge.runtimes.generate import Answer, timed
-from himix_edge.runtimes.preprocess import ImageSource, load_image, pixel_values
+from himix_edge.runtimes.image_sources import Channels, ImageSource
+from himix_edge.runtimes.preprocess import prepare
 from himix_edge.runtimes.sampling import SamplingOptions
 from himix_edge.runtimes.tokenizer import Tokenizer
 
@@ -148,25 +149,38 @@ class Model:
             )
         return self._engine
 
-    def encode(self, source: ImageSource, *, wait: bool = True) -> EncodedImage:
+    def encode(
+        self,
+        source: ImageSource,
+        *,
+        channels: Channels = "RGB",
+        resize: str | None = None,
+        wait: bool = True,
+    ) -> EncodedImage:
         """Looks at an image, once for all questions about it.
 
         Args:
-            source: a path, a file's bytes, a Pillow image or a uint8 array; see `load_image`.
+            source: a path, a file's bytes, a binary file object, a Pillow image, or a uint8 array
+                or tensor; see `load_image`.
+            channels: "BGR" for an array whose channels are in that order, as OpenCV's are.
+            resize: to the model's square: "squash", "crop" or "pad"; by default the bundle's own,
+                which is what the model was trained with.
             wait: return when it is encoded. Otherwise TensorRT encodes it in the background, while
                 an answer about another image is read, and "vision" is not the time it takes.
 
         Raises:
             ImageError: an image that can't be read, or is too large.
+            ConfigError: unknown channels or another `resize`, or BGR for what is no array.
         """
         milliseconds: dict[str, float] = {}
         with timed(milliseconds, "preprocess"):
-            pixels = pixel_values(load_image(source), self.manifest.config.preprocess)
+            config = self.manifest.config.preprocess
+            prepared = prepare(source, config, channels=channels, resize=resize)
         with timed(milliseconds, "vision"):
-            kv = self.engine.encode(pixels)
+            kv = self.engine.encode(prepared.pixels)
             if wait:
                 kv.wait()
-        return EncodedImage(kv, milliseconds, self._origin)
+        return EncodedImage(kv, milliseconds, self._origin, prepared.notices)
 
     def generate(
         self,

@@ -1,109 +1,178 @@
 """From an image of any kind to `pixel_values`, in Pillow and numpy.
 
-Reference: transformers' `CLIPImageProcessorPil` for resize="crop", and its
-`SiglipImageProcessorPil` for resize="squash".
+References: transformers' `CLIPImageProcessorPil` for resize="crop", its `SiglipImageProcessorPil`
+for resize="squash", and `expand2square` of LLaVA-1.5's repository for resize="pad".
+
+What an image may be given as is in `image_sources.py`, how files are decoded in `image_files.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, TypeAlias
+import dataclasses
+from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from himix_edge.config import PreprocessConfig
-from himix_edge.errors import HimixError, ImageError
+from himix_edge.config import PreprocessConfig, ResizeMode
+from himix_edge.errors import ConfigError, ImageError, closest
+from himix_edge.runtimes.image_files import FORMATS, MAX_PIXELS, image_errors
+from himix_edge.runtimes.image_sources import Channels, ImageSource, Size, name_of, open_image
+from himix_edge.runtimes.shape_notices import shape_notices
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "load_image", "pixel_values", "prepare"]
 
-MAX_PIXELS = 50_000_000
-# Formats that Pillow decodes by itself; EPS, for one, would start another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+MAX_BAND = 1 << 22  # pixels that are padded at a time
+MAX_PADDED = 1 << 28  # ... in all: of a picture of larger square, a smaller copy is padded
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Any image as upright 8-bit RGB, transparency on white; of an animation, the first frame.
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the model takes it, and what should be said of it.
+
+    Attributes:
+        pixels: [1, 3, H, W].
+        notices: why the model may see too little of it; empty for most images.
+    """
+
+    pixels: NDArray[np.float32]
+    notices: tuple[str, ...]
+
+
+def prepare(
+    source: ImageSource,
+    config: PreprocessConfig,
+    *,
+    channels: Channels = "RGB",
+    resize: str | None = None,
+) -> Prepared:
+    """An image of any kind, ready for the model.
 
     Args:
-        source: a path, a file's bytes, a Pillow image, or uint8 [H, W, 3], [H, W, 4] (the last is
-            alpha), [H, W, 1] or [H, W].
+        channels: the order of an array's channels; see `load_image`.
+        resize: "squash", "crop" or "pad" in place of the config's own.
 
     Raises:
-        ImageError: no such file, not an image, damaged, empty, of unknown depth, or of more than
-            MAX_PIXELS (seen in the header, before anything is decoded).
+        ConfigError: unknown channels or another `resize`.
+        ImageError: see `load_image`.
     """
-    name = "the image" if not isinstance(source, (str, os.PathLike)) else f"image {source}"
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_image_errors(name))
-        if isinstance(source, np.ndarray):
-            image = _image_from_array(source)
-        elif isinstance(source, Image.Image):
-            image = source
-        elif isinstance(source, bytes):
-            image = _opened(io.BytesIO(source))
-        elif isinstance(source, (str, os.PathLike)):
-            image = _opened(stack.enter_context(Path(source).open("rb")))
+    if resize is not None:
+        config = dataclasses.replace(config, resize=resize_mode(resize))
+    image, full = _upright(source, channels)
+    notices = shape_notices(*full, config.resize, config.image_size)
+    return Prepared(pixel_values(image, config, full), notices)
+
+
+def resize_mode(name: str) -> ResizeMode:
+    """`name`, if it is a way to resize; a ConfigError if not."""
+    modes = get_args(ResizeMode)
+    if name not in modes:
+        raise ConfigError(
+            "this way to resize is unknown",
+            expected=", ".join(modes),
+            found=repr(name),
+            fix=closest(str(name), modes),
+        )
+    return cast(ResizeMode, name)
+
+
+def load_image(source: ImageSource, channels: Channels = "RGB") -> Image.Image:
+    """Any image as upright 8-bit RGB, transparency on white; of an animation, the first frame.
+
+    A JPEG or JPEG 2000 of more than MAX_PIXELS is decoded at half or a quarter of its size.
+
+    Args:
+        source: a path; a file's bytes, or what has bytes in it (bytearray, memoryview, mmap); a
+            binary file object, which is read from its position to its end and stays open; a Pillow
+            image; a uint8 array or tensor [H, W, 3], [H, W, 4] (the last is alpha), [H, W, 1] or
+            [H, W].
+        channels: "BGR" for an array whose channels are blue, green, red and perhaps alpha, as
+            OpenCV's are.
+
+    Raises:
+        ImageError: no such file, a URL, not an image, damaged, empty, of unknown depth, in a format
+            whose decoder is not installed, or of too many pixels (seen in the header, before
+            anything is decoded).
+        ConfigError: unknown channels, or BGR for what is no array.
+    """
+    return _upright(source, channels)[0]
+
+
+def _upright(source: ImageSource, channels: Channels) -> tuple[Image.Image, Size]:
+    """The image, and the size that it would have without reduced decoding."""
+    with image_errors(name_of(source)):
+        stored, (width, height) = open_image(source, channels)
+        lay = stored.width > stored.height
+        if stored is source:
+            image = ImageOps.exif_transpose(stored)  # a copy
         else:
-            raise ImageError(
-                "this is no image",
-                expected="a path, bytes, a Pillow image or a uint8 array",
-                found=type(source).__name__,
-            )
-        _check_size(name, *image.size)
-        image = ImageOps.exif_transpose(image)
-        return _rgb(image)
+            ImageOps.exif_transpose(image := stored, in_place=True)
+        turned = lay != (image.width > image.height)
+        return _rgb(image), (height, width) if turned else (width, height)
 
 
-def pixel_values(image: Image.Image, config: PreprocessConfig) -> NDArray[np.float32]:
+def pixel_values(
+    image: Image.Image, config: PreprocessConfig, full: Size | None = None
+) -> NDArray[np.float32]:
     """An RGB image -> [1, 3, H, W], normalized per channel.
 
-    Raises:
-        ImageError: so thin that its shorter edge can't be resized to the model's size.
+    Args:
+        full: width and height before reduced decoding, from which a crop is reckoned.
     """
     size, resample = config.image_size, Image.Resampling[config.resample.upper()]
     if config.resize == "squash":
-        image = image.resize((size, size), resample)
+        square = np.asarray(image.resize((size, size), resample))  # [H, W, 3]
+    elif config.resize == "pad":
+        margin = tuple(int(level * 255) for level in config.image_mean)
+        square = np.asarray(_padded(image, size, resample, margin))
     else:
-        shorter = min(image.size)
-        width, height = (int(size * edge / shorter) for edge in image.size)
-        _check_size(f"a thin image of {_dimensions(*image.size)}, resized,", width, height)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), resample)
-        image = image.crop((left, top, left + size, top + size))
+        square = _cropped(image, size, resample, full or image.size)
 
-    levels = (np.asarray(image) * (1 / 255)).astype(np.float32)  # [H, W, 3]
+    levels = (square * (1 / 255)).astype(np.float32)
     mean, std = (np.array(c, np.float32) for c in (config.image_mean, config.image_std))
     return np.ascontiguousarray(((levels - mean) / std).transpose(2, 0, 1)[None])
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
-    if not file.read(1):
-        raise EOFError("an empty file")
-    file.seek(0)
-    return Image.open(file, formats=FORMATS)
+def _cropped(
+    image: Image.Image, size: int, resample: Image.Resampling, full: Size
+) -> NDArray[np.uint8]:
+    """The shorter edge becomes `size`, then the middle is cut out."""
+    width, height = (int(size * edge / min(full)) for edge in full)
+    shorter, longer = sorted(image.size)
+    if width * height > MAX_PIXELS and longer > 8 * shorter:  # a hair; five squares are enough
+        start = (longer - 5 * shorter) // 2
+        lying = image.width > image.height
+        box = (start, 0, longer - start, shorter) if lying else (0, start, shorter, longer - start)
+        middle = image.crop(box)
+        return _cropped(middle, size, resample, middle.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = np.asarray(image.resize((width, height), resample))
+    return resized[top : top + size, left : left + size]
 
 
-def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.dtype != np.uint8 or not (
-        array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    ):
-        raise ImageError(
-            "this array is no image",
-            expected="uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]",
-            found=f"{array.dtype} {list(array.shape)}",
-            fix="scale it to 0..255 and put the channels last",
-        )
-    _check_size("the array", array.shape[1], array.shape[0])
-    return Image.fromarray(np.ascontiguousarray(array))
+def _padded(
+    image: Image.Image, size: int, resample: Image.Resampling, margin: tuple[int, ...]
+) -> Image.Image:
+    """Centred on a square of its longer edge, then resized, without that square in memory.
+
+    Pillow resizes the width first, row by row, and then the height. So the square's rows can come
+    in bands, and those above and below the image need not come at all.
+    """
+    side = max(image.size)
+    if side**2 > MAX_PADDED:
+        ratio = MAX_PADDED**0.5 / side
+        image = image.resize([max(int(edge * ratio), 1) for edge in image.size], resample)
+        side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    narrow = Image.new("RGB", (size, side), margin)  # [side, size, 3]
+    rows = max(MAX_BAND // side, 1)
+    for y in range(0, image.height, rows):
+        band = Image.new("RGB", (side, min(rows, image.height - y)), margin)
+        band.paste(image, (left, -y))
+        narrow.paste(band.resize((size, band.height), resample), (0, top + y))
+    return narrow.resize((size, size), resample)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -115,7 +184,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_from_16_bits(values: NDArray[np.integer]) -> Image.Image:
@@ -132,58 +201,3 @@ def _unknown_depth(found: str) -> ImageError:
         found=found,
         fix="save it as an 8-bit PNG",
     )
-
-
-def _check_size(name: str, width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise ImageError(
-            f"{name} is empty", expected="at least one pixel", found=_dimensions(width, height)
-        )
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, _dimensions(width, height))
-
-
-def _too_large(name: str, found: str) -> ImageError:
-    return ImageError(
-        f"{name} is too large",
-        expected=f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
-        found=found,
-        fix="scale it down, or cut out the part that matters",
-    )
-
-
-def _dimensions(width: int, height: int) -> str:
-    return f"{width} x {height}"
-
-
-@contextlib.contextmanager
-def _image_errors(name: str) -> Iterator[None]:
-    """Whatever reading and decoding may raise, as an ImageError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except HimixError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS or MAX_PIXELS  # Pillow's own, which it checks while opening
-        raise _too_large(name, f"more than {limit / 1e6:.0f}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} can't be read",
-            expected=f"one of {', '.join(FORMATS)}",
-            found="something else",
-            fix="convert it to PNG",
-        ) from error
-    except Exception as error:  # of hostile or damaged bytes, decoders raise all kinds
-        known = isinstance(error, OSError) and error.errno is not None
-        reason = os.strerror(error.errno) if known else _first_line(error)  # type: ignore[attr-defined]
-        raise ImageError(
-            f"{name} can't be read",
-            found=reason,
-            fix="check the path" if known else "get a whole copy of the file",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

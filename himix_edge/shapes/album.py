@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from himix_edge.data.pictures import QUESTIONS
 from himix_edge.errors import ConfigError
 from himix_edge.files import refuse_foreign_folder, whole_folder
-from himix_edge.pictures import QUESTIONS
 from himix_edge.shapes.questions import KINDS, Question, ask
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import Scene, random_scene

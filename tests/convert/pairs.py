@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from himix_edge.config import ProjectionConfig
 from himix_edge.contract import Chat
-from himix_edge.convert.questions import Question
 from himix_edge.convert.teacher import Teacher, student_config, student_of
+from himix_edge.data.questions import Question
 from himix_edge.models.decoder import KV
 from himix_edge.models.himix import HiMix
 from himix_edge.models.injection import HiMixInjection

@@ -16,8 +16,9 @@ from himix_edge.config import ProjectionConfig
 from himix_edge.convert import distil as distil_module
 from himix_edge.convert.answers import greedy_answers
 from himix_edge.convert.distil import Distillation, DistilSettings, distil, outcome_of
-from himix_edge.convert.questions import Question, Questions, prompt_encoder
+from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
+from himix_edge.data.questions import Question, Questions
 from himix_edge.errors import ConfigError, TrainingError
 from himix_edge.models.decoder import KV
 from himix_edge.models.himix import HiMix

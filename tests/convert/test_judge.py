@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from himix_edge.convert.judge import JUDGE, Exchange, Judgement, encoded, greedy, judged
-from himix_edge.convert.questions import Question
 from himix_edge.convert.teacher import Teacher
+from himix_edge.data.questions import Question
 from himix_edge.errors import CheckpointError, ConfigError, PromptError
 from himix_edge.models.himix import HiMix
 from tests import tolerances

@@ -17,7 +17,7 @@ from himix_edge.convert.answers import greedy_answers, rows_of
 from himix_edge.convert.blame import blamed
 from himix_edge.convert.distil import outcome_of
 from himix_edge.convert.judge import Judgement, encoded, greedy, judged
-from himix_edge.convert.questions import Question, prompt_encoder
+from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
 from himix_edge.models.himix import HiMix

@@ -79,8 +79,8 @@ def test_llavas_own_processors() -> None:
     llava: Any = LlavaImageProcessorPil
     onevision: Any = LlavaOnevisionImageProcessorPil
     assert preprocess_from_json(llava().to_dict(), "clip") == PreprocessConfig(224)
-    with pytest.raises(ConfigError, match="do_pad True"):
-        preprocess_from_json(llava(do_pad=True).to_dict(), "clip")
+    padded = preprocess_from_json(llava(do_pad=True).to_dict(), "clip")
+    assert padded == PreprocessConfig(224, "pad")
     for settings in (
         onevision().to_dict(),
         {"image_processor_type": "LlavaOnevisionImageProcessor"},

@@ -17,6 +17,7 @@ DEVICE_MODULES = sorted(
     for pattern in (
         "contract.py",
         "config.py",
+        "data/*.py",
         "errors.py",
         "files.py",
         "bench/[!p]*.py",  # the plot is for a desk, the product graphs are made with onnx

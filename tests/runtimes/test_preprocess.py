@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from himix_edge.config import PreprocessConfig, VisionFamily
 from himix_edge.errors import ImageError
 from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.runtimes import preprocess
 from himix_edge.runtimes.preprocess import MAX_PIXELS, load_image, pixel_values
-from tests.tolerances import PIXEL_VALUES
+from tests.tolerances import PIXEL_VALUES, REDUCED_PIXELS
 
 SIZES = [
     (112, 112),
@@ -110,6 +112,9 @@ PROCESSORS: dict[str, Any] = {
     ),
     "clip, squashed": CLIPImageProcessorPil(size={"height": 30, "width": 30}, do_center_crop=False),
     "siglip": SiglipImageProcessorPil(size={"height": 30, "width": 30}),
+    "llava, padded": LlavaImageProcessorPil(
+        size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}, do_pad=True
+    ),
     "siglip 2": SiglipImageProcessorPil(
         size={"height": 32, "width": 32}, resample=Image.Resampling.BILINEAR
     ),
@@ -147,11 +152,90 @@ def same_pixels(ours: NDArray[np.float32], theirs: BatchFeature) -> None:
     np.testing.assert_allclose(ours, theirs["pixel_values"], rtol=0, atol=PIXEL_VALUES)
 
 
-def test_a_hair_that_would_be_resized_beyond_the_limit() -> None:
-    hair = Image.new("RGB", (60_000, 1))
-    with pytest.raises(ImageError, match=r"thin image of 60000 x 1.* at most 50 megapixels"):
-        pixel_values(hair, PreprocessConfig(112))
-    assert pixel_values(hair, PreprocessConfig(112, "squash")).shape == (1, 3, 112, 112)
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [112, 97])
+@pytest.mark.parametrize("dimensions", SIZES)
+def test_pad_is_llavas(dimensions: tuple[int, int], size: int, resample: str) -> None:
+    image = Image.fromarray(noise(*dimensions))
+    processor = LlavaImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        resample=Image.Resampling[resample.upper()],
+        do_pad=True,
+    )
+    config = PreprocessConfig(size, "pad", resample)  # type: ignore[arg-type]
+    same_pixels(pixel_values(image, config), processor(image, return_tensors="np"))
+
+
+def expand2square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    """LLaVA-1.5's own, of its `mm_utils.py`."""
+    width, height = image.size
+    if width == height:
+        return image
+    if width > height:
+        result = Image.new(image.mode, (width, width), background)
+        result.paste(image, (0, (width - height) // 2))
+        return result
+    result = Image.new(image.mode, (height, height), background)
+    result.paste(image, ((height - width) // 2, 0))
+    return result
+
+
+@pytest.mark.parametrize("band", [1, 1000, 1 << 22])
+@pytest.mark.parametrize(
+    "dimensions", [(97, 97), (200, 33), (33, 200), (30, 97), (97, 30), (1, 50)]
+)
+def test_padding_in_bands_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, dimensions: tuple[int, int], band: int
+) -> None:
+    monkeypatch.setattr(preprocess, "MAX_BAND", band)
+    image = Image.fromarray(noise(*dimensions))
+    config = PreprocessConfig(97, "pad")
+    square = expand2square(image, tuple(int(x * 255) for x in config.image_mean))
+    expected = pixel_values(square, PreprocessConfig(97, "squash"))
+    np.testing.assert_array_equal(pixel_values(image, config), expected)
+
+
+def test_a_square_too_large_to_pad_is_padded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = ramps(1600, 400)
+    expected = pixel_values(image, PreprocessConfig(32, "pad"))
+    monkeypatch.setattr(preprocess, "MAX_PADDED", 400**2)
+    np.testing.assert_allclose(
+        pixel_values(image, PreprocessConfig(32, "pad")), expected, rtol=0, atol=REDUCED_PIXELS
+    )
+
+
+@pytest.mark.parametrize("dimensions", [(6000, 20), (20, 6007)])
+def test_a_hair_that_would_be_resized_beyond_the_limit(
+    monkeypatch: pytest.MonkeyPatch, dimensions: tuple[int, int]
+) -> None:
+    image = ramps(*dimensions)
+    expected = pixel_values(image, PreprocessConfig(60))
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 100_000)
+    cut = pixel_values(image, PreprocessConfig(60))
+    np.testing.assert_allclose(cut, expected, rtol=0, atol=REDUCED_PIXELS)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("dimensions", [(1, 1), (60_000, 1), (1, 60_000), (300_000, 160)])
+def test_every_shape_works_in_every_way(resize: Any, dimensions: tuple[int, int]) -> None:
+    image = Image.new("RGB", dimensions, (7, 7, 7))
+    config = PreprocessConfig(112, resize, image_mean=(0.5, 0.5, 0.5))
+    pixels = pixel_values(image, config)
+    assert pixels.shape == (1, 3, 112, 112)
+    dark = (7 / 255 - 0.5) / config.image_std[0]
+    if resize != "pad" or dimensions == (1, 1):
+        np.testing.assert_allclose(pixels[0, 0], dark, rtol=0, atol=PIXEL_VALUES)
+    else:
+        margin = (127 / 255 - 0.5) / config.image_std[0]
+        np.testing.assert_allclose(pixels[0, 0, ::111, ::111], margin, rtol=0, atol=PIXEL_VALUES)
+
+
+def ramps(width: int, height: int) -> Image.Image:
+    """A picture without noise: smooth in both directions, another in each channel."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 40), np.sin(y / 60), np.sin((x + y) / 90)]
+    return Image.fromarray((127.5 + 120 * np.stack(waves, -1)).round().astype(np.uint8))
 
 
 # load_image: what kinds of image
@@ -305,7 +389,7 @@ def test_a_text_file_called_png(tmp_path: Path) -> None:
 
 def test_formats_that_would_start_another_program() -> None:
     """EPS is a program in PostScript, which Pillow hands to Ghostscript."""
-    with pytest.raises(ImageError, match=r"expected one of PNG, .*, found something else"):
+    with pytest.raises(ImageError, match=r"expected one of PNG, .*, found a PostScript program"):
         load_image(image_bytes(Image.new("RGB", (4, 4)), "EPS"))
 
 
@@ -346,23 +430,26 @@ def huge_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "found"),
-    [(10_000, 5_001, "10000 x 5001"), (10_000, 10_000, "than 89"), (20_000, 20_000, "than 89")],
+    ("width", "height"),
+    [(10_000, 5_201), (10_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)],
 )
-def test_too_many_pixels_are_refused_by_the_header(width: int, height: int, found: str) -> None:
-    with pytest.raises(ImageError, match=f"too large: expected at most 50 megapixels.*{found}"):
+def test_too_many_pixels_are_refused_by_the_header(width: int, height: int) -> None:
+    with pytest.raises(
+        ImageError, match=f"expected at most 52 megapixels, found {width} x {height}"
+    ):
         load_image(huge_header(width, height))
 
 
 def test_as_many_pixels_as_allowed_are_decoded() -> None:
-    assert MAX_PIXELS == 10_000 * 5_000
-    with pytest.raises(ImageError, match="whole copy"):  # so it went on to the missing pixels
-        load_image(huge_header(10_000, 5_000))
+    assert MAX_PIXELS == 10_000 * 5_200
+    for width, height in ((10_000, 5_200), (8192, 6144), (8256, 6192)):
+        with pytest.raises(ImageError, match="whole copy"):  # so it went on to the missing pixels
+            load_image(huge_header(width, height))
 
 
 def test_too_large_an_array_or_pillow_image() -> None:
-    array = np.broadcast_to(np.uint8(0), (10_000, 5_001, 3))  # takes no memory
-    with pytest.raises(ImageError, match="too large: expected at most 50 megapixels, found 5001 x"):
+    array = np.broadcast_to(np.uint8(0), (10_000, 5_201, 3))  # takes no memory
+    with pytest.raises(ImageError, match="too large: expected at most 52 megapixels, found 5201 x"):
         load_image(array)
 
 

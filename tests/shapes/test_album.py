@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from himix_edge.data.pictures import QUESTIONS, picture_files
 from himix_edge.errors import ConfigError, OutputError
-from himix_edge.pictures import QUESTIONS, picture_files
 from himix_edge.shapes.album import album_scene, write_album
 from himix_edge.shapes.benchmark import HELD_OUT, held_out_scene
 from himix_edge.shapes.questions import DESCRIBE_TEXTS, KINDS
