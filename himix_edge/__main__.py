@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 
+from himix_edge.console import run_command
+
 
 def main() -> None:
     """Runs the command line and exits."""
+    sys.exit(run_command(_main, debug="--debug" in sys.argv))
+
+
+def _main() -> int:
     try:
         import typer as _  # noqa: F401
     except ImportError:
-        sys.exit(_device_main(sys.argv[1:]))
+        return _device_main(sys.argv[1:])
     from himix_edge.cli import main as cli_main
 
     cli_main(sys.argv[1:])
+    return 0
 
 
 def _device_main(arguments: list[str]) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
+from himix_edge.console import print_json, run_command
 from himix_edge.doctor.facts import look
 from himix_edge.doctor.judge import judge
 from himix_edge.doctor.machine import Machine
@@ -26,10 +26,12 @@ def examine(*, as_json: bool) -> int:
     """Looks, judges and prints."""
     facts = look(Machine())
     verdict = judge(facts)
-    shown = as_data(facts, verdict)
-    print(json.dumps(shown, indent=2) if as_json else as_text(facts, verdict))
+    if as_json:
+        print_json(as_data(facts, verdict))
+    else:
+        print(as_text(facts, verdict))
     return 0 if verdict.can_run else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

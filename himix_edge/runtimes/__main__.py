@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from himix_edge.bundles import chosen_bundle
+from himix_edge.console import run_command
 from himix_edge.errors import HimixError
 from himix_edge.runtimes.answer import print_answer
 from himix_edge.runtimes.devices import DEVICES
@@ -88,4 +89,4 @@ def options_from_arguments(given: argparse.Namespace) -> SamplingOptions:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
