@@ -200,7 +200,7 @@ def whole_engines(bundle: Path, key: EngineKey) -> Iterator[Path]:
         OutputError: the bundle can't be written, or the disk is full.
     """
     try:
-        with whole_folder(engines_folder(bundle, key.device)) as folder:
+        with whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder:
             yield folder
             files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
             record = dataclasses.asdict(_Record(key, files))

@@ -123,7 +123,7 @@ def export_bundle(
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
-    with whole_folder(output, keep=ENGINES) as folder:
+    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("checking the weights", 0.0)
         manifest = dataclasses.replace(
             manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots

@@ -24,7 +24,6 @@ from himix_edge.contract import (
     Manifest,
     Quantization,
 )
-from himix_edge.errors import OutputError
 from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
@@ -39,7 +38,7 @@ from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import refuse_foreign_folder, refuse_overlap, whole_folder
 from himix_edge.pictures import PROMPTS, picture_files, pictures
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
@@ -91,11 +90,10 @@ def quantize_bundle(
     phases = Phases(progress)
     manifest = Manifest.read(bundle)
     recipe = recipe_for(bundle, manifest, choice)
-    manifest.check_files(bundle)
-    if output.resolve() == bundle.resolve():
-        raise OutputError(f"will not replace {bundle}", fix="choose another --output")
+    refuse_overlap(output, bundle)
     refuse_foreign_folder(output, "bundle", is_bundle)
-    with whole_folder(output, keep=ENGINES) as folder:
+    manifest.check_files(bundle)
+    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(bundle, manifest, calibration)
         _copy_texts(bundle, folder, manifest)
