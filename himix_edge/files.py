@@ -295,20 +295,29 @@ def _linked(target: Path, new: Path, keep: str) -> bool:
     Raises:
         OSError: another writer has replaced the old one meanwhile, or the file system can't link.
     """
-    before = target.stat().st_ino
-    if not (target / keep).is_dir() or (new / keep).exists():
-        return False
-    partial = shutil.ignore_patterns(f".*{PARTIAL}")
-    try:
-        shutil.copytree(
-            target / keep, new / keep, symlinks=True, copy_function=os.link, ignore=partial
-        )
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(new / keep, ignore_errors=True)
-        same = target.exists() and target.stat().st_ino == before
-        why = errno.EXDEV if same else errno.ENOENT
-        raise OSError(why, os.strerror(why)) from error
-    return True
+    before, failure = _identity(target), None
+    there = (target / keep).is_dir() and not (new / keep).exists()
+    if there:
+        partial = shutil.ignore_patterns(f".*{PARTIAL}")
+        try:
+            shutil.copytree(
+                target / keep, new / keep, symlinks=True, copy_function=os.link, ignore=partial
+            )
+        except (OSError, shutil.Error) as error:
+            failure = error
+    replaced = _identity(target) != before
+    if failure or replaced:
+        if there:
+            shutil.rmtree(new / keep, ignore_errors=True)
+        why = errno.ENOENT if replaced else errno.EXDEV
+        raise OSError(why, os.strerror(why)) from failure
+    return there
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same as long as it is the same folder, by its number and when that got its name."""
+    found = folder.stat()
+    return found.st_ino, found.st_ctime_ns
 
 
 def _exchange(target: Path, new: Path) -> None:

@@ -357,7 +357,7 @@ def test_readers_always_find_a_whole_folder_and_writers_never_fail(tmp_path: Pat
 
     def write() -> None:
         try:
-            for _ in range(100):
+            for _ in range(40):
                 write_bundle(out)
         except OutputError as error:
             failed.append(error)

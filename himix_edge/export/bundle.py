@@ -54,7 +54,7 @@ from himix_edge.export.ranges import (
 from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import entries, refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
 from himix_edge.pictures import picture_files, pictures
@@ -194,8 +194,13 @@ def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder is, or once was, a bundle."""
-    return (folder / MANIFEST).is_file() and (folder / VISION_GRAPH).is_file()
+    """Whether all that a folder holds is of a bundle, whole or not, so that it may be replaced."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        known = {MANIFEST, ENGINES, *files}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return VISION_GRAPH in known and all(path.name in known for path in entries(folder))
 
 
 def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
