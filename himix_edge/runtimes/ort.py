@@ -12,12 +12,13 @@ import numpy as np
 from himix_edge import contract
 from himix_edge.engines.profiles import decoder_profiles, vision_profile
 from himix_edge.engines.store import Engines
-from himix_edge.errors import BundleError, ConfigError
+from himix_edge.errors import BundleError
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV, in_parts
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.ort_cache import Tensors, tensorkeeper
 from himix_edge.runtimes.ort_contract import Nodes, check_nodes, decoder_nodes, vision_nodes
 from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
+from himix_edge.runtimes.threads import checked_threads
 
 PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
 PROMPT_TOKENS = 8  # so many at a time, and products in int8 are faster than reading int4 weights
@@ -50,13 +51,9 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
-            ConfigError: threads below 1.
+            ConfigError: threads below 1, or far more than cores.
         """
         self._ort = import_onnxruntime()
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise ConfigError(
-                "threads is out of range", expected="a whole number from 1 up", found=repr(threads)
-            )
         if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",
@@ -65,7 +62,7 @@ class OrtEngine:
                 fix="export it again with --dtype float32",
             )
         self.branches = provider.on_cpu
-        self._threads = threads
+        self._threads = checked_threads(threads)
         self._config = config = manifest.config
         self._keeper = tensorkeeper(manifest, provider)
         sizes = compiled.key.sizes if compiled else provider.sizes(manifest)
