@@ -14,7 +14,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
-        sys.exit("Error: the command line needs typer. To mend it: pip install typer")
+        sys.exit("Error: the command line needs typer. Fix: pip install typer")
     cli_main(sys.argv[1:])
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,8 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
-from himix_edge.errors import HimixError, missing_package
+from himix_edge.console import run_command
+from himix_edge.errors import missing_package
 
 if TYPE_CHECKING:
     from himix_edge.contract import FileRecord
@@ -54,24 +55,18 @@ app.add_typer(bench_app)
 def main(arguments: list[str]) -> None:
     """Runs a command line and exits: 0 done, 1 an error in one line, 2 misuse, 130 Ctrl-C."""
     kept, debug = _without_debug(arguments)
+    sys.exit(run_command(lambda: _run_app(kept), debug=debug))
+
+
+def _run_app(arguments: list[str]) -> int:
     try:
-        app(kept, prog_name="himix-edge")
-    except HimixError as error:
-        if debug:
-            raise
-        _fail(error)
+        app(arguments, prog_name="himix-edge")
     except ImportError as error:
         missing = missing_package(error)
-        if debug or missing is None:
+        if missing is None:
             raise
-        _fail(missing)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(error: HimixError) -> NoReturn:
-    print(f"Error: {error}", file=sys.stderr)
-    sys.exit(1)
+        raise missing from error
+    return 0
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -163,9 +158,7 @@ def run(
             auto_build=auto_build,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
-    print_answer(
-        model, picture, prompt, options, as_json=as_json, resize=resize, system=system
-    )
+    print_answer(model, picture, prompt, options, as_json=as_json, resize=resize, system=system)
 
 
 @app.command()

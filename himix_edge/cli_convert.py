@@ -114,12 +114,16 @@ def converted_checkpoint(source: str, calibration: Path | None, bundle: Path | N
         as `convert` of the pipeline.
     """
     from himix_edge.convert.pipeline import ConvertOptions
+    from himix_edge.export.bundle import is_bundle
+    from himix_edge.files import refuse_foreign_folder
 
     if calibration is None or bundle is None:
         raise ConfigError(
             "--from needs two folders", fix="add --calibration PICTURES and --output BUNDLE"
         )
-    output = bundle.with_name(f"{bundle.name}-checkpoint")
+    refuse_foreign_folder(bundle, "bundle", is_bundle)
+    place = bundle.resolve()  # of a name, where the bundle is "."
+    output = place.with_name(f"{place.name}-checkpoint")
     conversion = converted(source, calibration, output, ConvertOptions())
     print(summary(conversion, output), file=sys.stderr)
     return output

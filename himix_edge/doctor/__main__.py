@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from himix_edge.console import print_json, run_command
 from himix_edge.doctor.facts import look
 from himix_edge.doctor.judge import judge
 from himix_edge.doctor.machine import Machine
@@ -15,10 +15,12 @@ def examine(*, as_json: bool) -> int:
     """Looks, judges and prints; returns the exit code: 0 if a bundle can run here, else 1."""
     facts = look(Machine())
     verdict = judge(facts)
-    shown = as_data(facts, verdict)
-    print(json.dumps(shown, indent=2) if as_json else as_text(facts, verdict))
+    if as_json:
+        print_json(as_data(facts, verdict))
+    else:
+        print(as_text(facts, verdict))
     return 0 if verdict.can_run else 1
 
 
 if __name__ == "__main__":
-    sys.exit(examine(as_json=False))
+    sys.exit(run_command(lambda: examine(as_json=False)))

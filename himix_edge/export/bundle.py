@@ -55,7 +55,7 @@ from himix_edge.export.ranges import (
 from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import entries, refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
 from himix_edge.runtimes.chat import ChatTemplate
@@ -127,7 +127,7 @@ def export_bundle(
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
-    with whole_folder(output, keep=ENGINES) as folder:
+    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("checking the weights", 0.0)
         manifest = dataclasses.replace(
             manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots
@@ -198,8 +198,13 @@ def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder is, or once was, a bundle."""
-    return (folder / MANIFEST).is_file() and (folder / VISION_GRAPH).is_file()
+    """Whether all that a folder holds is of a bundle, whole or not, so that it may be replaced."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        known = {MANIFEST, ENGINES, *files}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return VISION_GRAPH in known and all(path.name in known for path in entries(folder))
 
 
 def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:

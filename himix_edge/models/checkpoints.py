@@ -235,7 +235,7 @@ def write_checkpoint(
         MODEL_CARD: checkpoint.model_card,
         **(beside or {}),
     }
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=CONFIG) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _refuse(checkpoint.name, write_weights(temporary, checkpoint.weights, progress))

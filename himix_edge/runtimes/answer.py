@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from himix_edge.console import print_json
 from himix_edge.runtimes.image_sources import ImageSource
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.sampling import SamplingOptions
@@ -58,4 +58,4 @@ def print_answer(
             for phase, ms in {**image.milliseconds, **answer.milliseconds}.items()
         },
     }
-    print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
+    print_json(result)

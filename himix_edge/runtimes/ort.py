@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,15 @@ import numpy as np
 from himix_edge import contract
 from himix_edge.engines.profiles import decoder_profiles, vision_profile
 from himix_edge.engines.store import Engines
-from himix_edge.errors import BundleError, ConfigError
+from himix_edge.errors import BundleError
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV, in_parts
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.ort_cache import Tensors, tensorkeeper
 from himix_edge.runtimes.ort_contract import Nodes, check_nodes, decoder_nodes, vision_nodes
 from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
+from himix_edge.runtimes.threads import checked_threads
 
 PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
-
-MOST_THREADS = max(64, os.cpu_count() or 1)  # more than cores gain nothing, and many more stall
-
-
-def check_threads(threads: int | None) -> None:
-    """Refuses a number of threads that ONNX Runtime can't have, or would stall with.
-
-    Raises:
-        ConfigError: no whole number from 1 to `MOST_THREADS`.
-    """
-    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
-        raise ConfigError(
-            "threads is out of range",
-            expected=f"a whole number from 1 to {MOST_THREADS}",
-            found=repr(threads),
-        )
 
 
 class OrtEngine:
@@ -66,10 +50,9 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
-            ConfigError: as `check_threads`.
+            ConfigError: threads below 1, or far more than cores.
         """
         self._ort = import_onnxruntime()
-        check_threads(threads)
         if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",
@@ -78,7 +61,7 @@ class OrtEngine:
                 fix="export it again with --dtype float32",
             )
         self.branches = provider.on_cpu
-        self._threads = threads
+        self._threads = checked_threads(threads)
         self._config = config = manifest.config
         self._keeper = tensorkeeper(manifest, provider)
         sizes = compiled.key.sizes if compiled else provider.sizes(manifest)

@@ -20,6 +20,7 @@ from himix_edge.convert.judge import Judgement, encoded, greedy, judged
 from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, student_of
+from himix_edge.data.questions import Question
 from himix_edge.models.himix import HiMix
 from himix_edge.models.huggingface import EMBEDDING
 from himix_edge.training.data import NO_LOSS
