@@ -39,11 +39,12 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(page: Path) -> list[list[str]]:
     """Every `himix-edge` line, in a fenced block or an indented one, as the shell splits it."""
-    text = page.read_text().replace("\\\n", " ")
-    shells = [block.text for block in blocks(page) if block.language == "sh"]
-    indented = re.findall(r"^    himix-edge (.*)$", text, re.MULTILINE)
-    lines = indented + re.findall(r"^himix-edge (.*)$", "\n".join(shells), re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
+    text = page.read_text()
+    shells = [block.text for block in blocks(page) if block.language in ("sh", "bash")]
+    indented = re.findall(r"^    (himix-edge (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    fenced = re.findall(r"^(himix-edge (?:.*\\\n)*.*)$", "\n".join(shells), re.MULTILINE)
+    lines = (line.replace("\\\n", " ") for line in indented + fenced)
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 @pytest.fixture
@@ -102,11 +103,11 @@ def test_every_printed_command_is_one(page: Path) -> None:
     """It parses: the command, its options and their types are there."""
     program = typer.main.get_command(app)
     for arguments in commands(page):
+        if arguments[0].startswith("--"):
+            continue  # it would be done at once
         with program.make_context(
             "himix-edge", list(arguments), resilient_parsing=False
         ) as context:
-            if not context.invoked_subcommand and arguments[0].startswith("-"):
-                continue
             name, command, rest = program.resolve_command(context, list(arguments))  # type: ignore[attr-defined]
             command.make_context(name, rest, parent=context).close()
 
