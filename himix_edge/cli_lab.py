@@ -30,7 +30,11 @@ lab = Commands()
 @lab.command()
 def train(
     recipe: Annotated[
-        str, typer.Option(help="What to train: shapes.", autocompletion=cli_options.recipes)
+        str,
+        typer.Option(
+            help="What to train: shapes, shapes-ablation or shapes-teacher.",
+            autocompletion=cli_options.recipes,
+        ),
     ] = "shapes",
     design: Annotated[
         str,

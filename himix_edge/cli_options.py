@@ -33,7 +33,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does, and then checks whole numbers."""
         left: list[str] = super().parse_args(ctx, args)
-        for parameter in self.params:
+        parameters: list[Any] = self.params
+        for parameter in parameters:
             value = ctx.params.get(str(parameter.name))
             if isinstance(value, int) and abs(value) > LARGEST:
                 raise typer.BadParameter("the number is too large", ctx=ctx, param=parameter)
@@ -44,7 +45,8 @@ class Command(TyperCommand):
         if self.defaults is not None:
             module, name = self.defaults
             home = vars(getattr(importlib.import_module(module), name))
-            for parameter in self.params:
+            parameters: list[Any] = self.params
+            for parameter in parameters:
                 default = home.get(str(parameter.name))
                 if parameter.default is None and default not in (None, ()):
                     parameter.default, parameter.show_default = default, True
@@ -61,9 +63,7 @@ class Commands(typer.Typer):
             paragraph = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
             summary = " ".join(paragraph.split())
             settings.setdefault("cls", Command)
-            add: Callable[..., Any] = super(Commands, self).command(
-                name, short_help=summary, **settings
-            )
+            add = super(Commands, self).command(name, short_help=summary, **settings)
             return add(function)
 
         return register
@@ -136,7 +136,8 @@ dialects = _constant("himix_edge.contract", "Dialect")
 dtypes = _constant("himix_edge.contract", "Dtype")
 encoders = _constant("himix_edge.presets", "ENCODERS")
 engine_targets = _constant("himix_edge.engines.plan", "TARGETS")
-recipes = offering("shapes")  # `training.recipe.RECIPES`, whose import takes torch and seconds
+# `training.recipe.RECIPES`, whose import takes torch, and seconds.
+recipes = offering("shapes", "shapes-ablation", "shapes-teacher")
 storages = _constant("himix_edge.analysis.memory", "STORAGE_BITS")
 targets = _constant("himix_edge.targets", "TARGETS")
 

@@ -35,7 +35,8 @@ COMMANDS: dict[str, Any] = dict(GROUP.commands)
 
 
 def words_of(text: str) -> str:
-    return " ".join(text.split())
+    """A text whatever its line breaks; help is also broken after hyphens."""
+    return " ".join(text.split()).replace("- ", "-")
 
 
 # Help.
@@ -53,7 +54,7 @@ def test_each_summary_is_whole(himix: Any, columns: int, monkeypatch: pytest.Mon
         summary = words_of(inspect.cleandoc(command.callback.__doc__).split("\n\n")[0])
         assert summary.endswith(".")
         assert f"{name} {summary}" in shown
-    assert "..." not in shown
+    assert "..." not in shown.replace("[ARGS]...", "")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

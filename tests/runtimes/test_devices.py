@@ -21,7 +21,6 @@ from himix_edge.engines.gpu import Gpu
 from himix_edge.engines.profiles import Sizes
 from himix_edge.engines.store import EngineDevice, engine_key, find_engines, whole_engines
 from himix_edge.errors import BundleError, ConfigError, DependencyError, EngineError
-from himix_edge.runtimes import __main__ as command
 from himix_edge.runtimes import load
 from himix_edge.runtimes.devices import Choices, open_engine
 from himix_edge.runtimes.ort import OrtEngine
@@ -314,17 +313,16 @@ def test_bfloat16_is_refused_on_the_cpu_alone(bundle: TinyBundle, fixed_bundle: 
 
 
 @pytest.mark.usefixtures("gpu_ort")
-def test_the_answer_says_where_it_was_found(
-    bundle: TinyBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_answer_says_where_it_was_found(himix: Any, bundle: TinyBundle, tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (40, 30), "teal").save(picture)
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
-    arguments = [str(picture), "what", "--bundle", str(folder), "--max-tokens", "3"]
+    arguments = ["run", picture, "what", "--bundle", folder, "--max-tokens", 3]
     for device, expected in (("auto", "cuda"), ("tensorrt", "tensorrt")):
-        assert command.main([*arguments, "--device", device, "--json"]) == 0
-        out, err = capsys.readouterr()
-        assert json.loads(out)["device"] == expected
-        assert err == f"Model: tiny, on {expected}. It knows nothing.\n"
-    assert command.main([*arguments, "--device", "cpuu"]) == 1
-    assert "did you mean 'cpu'" in capsys.readouterr().err
+        done = himix(*arguments, "--device", device, "--json")
+        assert done.code == 0
+        assert json.loads(done.out)["device"] == expected
+        assert done.err == f"Model: tiny, on {expected}. It knows nothing.\n"
+    done = himix(*arguments, "--device", "cpuu")
+    assert done.code == 1
+    assert "did you mean 'cpu'" in done.err
