@@ -52,6 +52,7 @@ def test_json(bundle: TinyBundle, picture: Path, capsys: pytest.CaptureFixture[s
         "image_tokens": 9,
         "prompt_tokens": 6,
         "tokens": answer.tokens,
+        "notices": [],
     }
     assert list(milliseconds) == ["preprocess", "vision", "prefill", "decode"]
     assert all(ms > 0 for ms in milliseconds.values())
