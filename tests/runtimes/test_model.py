@@ -217,13 +217,20 @@ def test_a_context_that_the_answer_has_filled(tmp_path: Path) -> None:
 # A real bundle
 
 
-def test_how_an_image_is_given_and_resized(bundle: TinyBundle) -> None:
+def test_how_an_image_is_given_and_resized(
+    bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(bundle.folder, threads=1)
     config = bundle.model.config.preprocess
     wide = np.concatenate([PICTURE] * 5, 1)
     seen: list[np.ndarray[Any, Any]] = []
     encode = model.engine.encode
-    model.engine.encode = lambda pixels: (seen.append(pixels), encode(pixels))[1]  # type: ignore[method-assign, func-returns-value]
+
+    def watched(pixels: Any) -> Any:
+        seen.append(pixels)
+        return encode(pixels)
+
+    monkeypatch.setattr(model.engine, "encode", watched)
     plain = model.encode(wide)
     swapped = model.encode(wide[:, :, ::-1], channels="BGR")
     padded = model.encode(wide, resize="pad")
