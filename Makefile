@@ -2,6 +2,7 @@
 # make test    set up, then everything that must pass: lint, format, types, all tests
 # make check   the same without the slow tests, for while you work
 # make engines compile every cut of every pair with TensorRT for RTX; `make test` does some
+# make wheel   build the package into dist/, to install it elsewhere
 # make clean   remove all that make made
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ DEMO := build/demo
 # A process for each core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check engines clean lint
+.PHONY: demo test check engines wheel clean lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -31,6 +32,12 @@ check: lint
 
 engines: $(READY)
 	HIMIX_EDGE_ALL_CUTS=1 $(PYTEST) tests/engines/test_rtx_cuts.py
+
+# In an environment of its own: building needs pip, and none of what make test does.
+wheel:
+	@$(PYTHON) -m venv build/packaging
+	@build/packaging/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 lint: $(READY)
 	$(BIN)/ruff check .

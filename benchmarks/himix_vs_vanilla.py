@@ -127,7 +127,7 @@ class Duellist:
         image = self.engine.encode(self.pixels)
         cache = self.engine.open(image)
         encoded = time.perf_counter()
-        self.engine.step(ids, cache)
+        self.engine.prefill(ids, cache)
         first = time.perf_counter()
         for _ in range(DECODED):
             self.engine.step(ids[:, :1], cache)

@@ -1,4 +1,4 @@
-"""The `himix-edge` command; with the device's packages alone, `run`, `bench` and `doctor` work."""
+"""The `himix-edge` command, also as `python -m himix_edge`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,14 @@ import sys
 def main() -> None:
     """Runs the command line and exits."""
     try:
-        import typer as _  # noqa: F401
-    except ImportError:
-        sys.exit(_device_main(sys.argv[1:]))
-    from himix_edge.cli import main as cli_main
-
+        from himix_edge.cli import main as cli_main
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name != "typer":
+            raise
+        sys.exit("Error: the command line needs typer. Fix: pip install typer")
     cli_main(sys.argv[1:])
-
-
-def _device_main(arguments: list[str]) -> int:
-    if arguments[:1] == ["doctor"]:
-        from himix_edge.doctor.__main__ import main as doctor
-
-        return doctor(arguments[1:])
-    if arguments[:1] == ["run"]:
-        from himix_edge.runtimes.__main__ import main as run
-
-        return run(arguments[1:])
-    if arguments[:1] == ["bench"]:
-        from himix_edge.bench.__main__ import main as bench
-
-        return bench(arguments[1:])
-    print(
-        "Error: of the commands only `run`, `bench` and `doctor` work with a device's packages "
-        "alone. To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and "
-        "export",
-        file=sys.stderr,
-    )
-    return 2
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from himix_edge import __version__
 from himix_edge.contract import MANIFEST
-from himix_edge.errors import DependencyError
+from himix_edge.errors import DependencyError, OutputError
 from himix_edge.files import sha256_of, whole_file
 
 DEMO_CHECKPOINT = Path(__file__).parent / "assets" / "shapes-demo"
@@ -29,26 +30,59 @@ def chosen_bundle(given: Path | None, progress: Progress) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where himix-edge keeps what it can make again: $HIMIX_EDGE_CACHE, or ~/.cache/himix-edge."""
+    """Where himix-edge keeps what it can make again: $HIMIX_EDGE_CACHE, or ~/.cache/himix-edge.
+
+    Raises:
+        OutputError: the user has no home folder, and no variable names another place.
+    """
     if own := os.environ.get("HIMIX_EDGE_CACHE"):
         return Path(own)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "himix-edge"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "himix-edge"
+    try:
+        return Path.home() / ".cache" / "himix-edge"
+    except RuntimeError as error:
+        raise OutputError(
+            "no place for a cache",
+            expected="a home folder",
+            found=str(error),
+            fix="set HIMIX_EDGE_CACHE to a folder that can be written",
+        ) from error
 
 
 def remember_export(bundle: Path) -> None:
     """Makes a bundle the one that is used when none is named."""
-    with whole_file(cache_folder() / LAST_EXPORT) as file:
-        file.write_text(str(bundle.resolve()), encoding="utf-8")
+    remember(bundle, LAST_EXPORT)
+
+
+def remember(folder: Path, note: str) -> None:
+    """Notes a folder's path in the cache folder; where that can't be, a warning is all.
+
+    Args:
+        note: the file's name, below the cache folder.
+    """
+    try:
+        with whole_file(cache_folder() / note) as file:
+            file.write_bytes(os.fsencode(folder.resolve()))
+    except OutputError as error:
+        print(f"Warning: {folder} is not remembered for later commands: {error}", file=sys.stderr)
+
+
+def remembered(note: Path) -> Path | None:
+    """The path in a note of `remember`; None where there is none that can be read."""
+    try:
+        return Path(os.fsdecode(note.read_bytes()))
+    except OSError:
+        return None
 
 
 def last_export() -> Path | None:
     """The bundle exported last, if it is still there."""
     try:
-        bundle = Path((cache_folder() / LAST_EXPORT).read_text(encoding="utf-8"))
-    except OSError:
+        bundle = remembered(cache_folder() / LAST_EXPORT)
+        return bundle if bundle and (bundle / MANIFEST).is_file() else None
+    except (OutputError, OSError):
         return None
-    return bundle if (bundle / MANIFEST).is_file() else None
 
 
 def demo_bundle(progress: Progress) -> Path:
@@ -59,15 +93,28 @@ def demo_bundle(progress: Progress) -> Path:
         OutputError: the cache folder can't be written.
     """
     weights = sha256_of(DEMO_CHECKPOINT / "model.safetensors")
-    bundle = cache_folder() / f"shapes-demo-{__version__}-{weights[:12]}"
-    if not (bundle / MANIFEST).is_file():
-        try:
-            from himix_edge.export.bundle import export_bundle
-            from himix_edge.models.checkpoints import read_checkpoint
-        except ImportError as error:
-            raise DependencyError(
-                f"no bundle was named, and the demo model can't be exported without {error.name}",
-                fix="name a bundle with --bundle, or: pip install 'himix-edge[export]'",
-            ) from error
-        export_bundle(read_checkpoint(DEMO_CHECKPOINT), bundle, progress=progress)
+    try:
+        bundle = cache_folder() / f"shapes-demo-{__version__}-{weights[:12]}"
+        if not os.path.isfile(bundle / MANIFEST):  # noqa: PTH113 (False too where it can't be told)
+            _export_demo(bundle, progress)
+    except OutputError as error:
+        raise OutputError(
+            f"no bundle was named, and the demo model's can't be kept: {error.failed}",
+            expected=error.expected,
+            found=error.found,
+            fix="name a bundle with --bundle, or set HIMIX_EDGE_CACHE to a folder that can be "
+            "written",
+        ) from error
     return bundle
+
+
+def _export_demo(bundle: Path, progress: Progress) -> None:
+    try:
+        from himix_edge.export.bundle import export_bundle
+        from himix_edge.models.checkpoints import read_checkpoint
+    except ImportError as error:
+        raise DependencyError(
+            f"no bundle was named, and the demo model can't be exported without {error.name}",
+            fix="name a bundle with --bundle, or: pip install 'himix-edge[export]'",
+        ) from error
+    export_bundle(read_checkpoint(DEMO_CHECKPOINT), bundle, progress=progress)

@@ -2,7 +2,7 @@
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
 In `cli_lab.py`: models, trained, judged and reckoned. In `cli_convert.py`: models of another kind,
-made into ours. In `cli_bench.py`: bundles, timed.
+made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what they share.
 """
 
 from __future__ import annotations
@@ -12,25 +12,38 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from himix_edge import __version__
+from himix_edge import __version__, cli_options
 from himix_edge.cli_bench import bench_app
 from himix_edge.cli_convert import convert_app, converted_checkpoint
 from himix_edge.cli_device import device
-from himix_edge.cli_lab import Device, Json, Threads, lab, refuse_beside
-from himix_edge.contract import FileRecord, Manifest
-from himix_edge.errors import HimixError
+from himix_edge.cli_lab import lab
+from himix_edge.cli_options import (
+    Command,
+    Commands,
+    Device,
+    Json,
+    Threads,
+    given,
+    offering,
+    output_option,
+    refuse_beside,
+)
+from himix_edge.console import run_command
+from himix_edge.errors import missing_package
 
-app = typer.Typer(
+if TYPE_CHECKING:
+    from himix_edge.contract import FileRecord
+
+app = Commands(
     help="HiMix vision-language models from PyTorch to the device.",
     epilog="--debug, anywhere, shows the traceback of an error.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(device)
@@ -41,14 +54,26 @@ app.add_typer(bench_app)
 
 def main(arguments: list[str]) -> None:
     """Runs a command line and exits: 0 done, 1 an error in one line, 2 misuse, 130 Ctrl-C."""
-    debug = "--debug" in arguments
+    kept, debug = _without_debug(arguments)
+    sys.exit(run_command(lambda: _run_app(kept), debug=debug))
+
+
+def _run_app(arguments: list[str]) -> int:
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="himix-edge")
-    except HimixError as error:
-        if debug:
+        app(arguments, prog_name="himix-edge")
+    except ImportError as error:
+        missing = missing_package(error)
+        if missing is None:
             raise
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+        raise missing from error
+    return 0
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The command line without --debug, and whether it was there; what follows -- is no option."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*options, *arguments[end:]], "--debug" in arguments[:end]
 
 
 @app.callback(invoke_without_command=True)
@@ -60,20 +85,41 @@ def _version(
         raise typer.Exit
 
 
-@app.command()
+class _Run(Command):
+    defaults = ("himix_edge.runtimes.sampling", "SamplingOptions")
+
+
+@app.command(cls=_Run)
 def run(
     image: Annotated[str, typer.Argument(help="A picture; - reads it from stdin.")],
     prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
     bundle: Annotated[
         Path | None, typer.Option(help="A bundle; by default the last export, or the demo.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Of the answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="... that hold this probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token; above 0 draws one.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the K likeliest tokens; 0 is all of them.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the fewest tokens whose probabilities sum to this."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1, makes tokens of the text so far less likely; 1 is off."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed draws the same answer.", min=0)
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt, where the chat template has one.")
+    ] = None,
     resize: Annotated[
         str | None,
         typer.Option(help="squash, crop or pad to the model's square; by default as trained."),
@@ -92,9 +138,16 @@ def run(
     from himix_edge.runtimes.image_sources import picture_argument
 
     picture = picture_argument(image)
-    options = SamplingOptions(
-        temperature, top_k, top_p, repetition_penalty, seed, max_tokens, tuple(stop or ())
+    changes = given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop) if stop else None,
     )
+    options = SamplingOptions().updated(changes)
     with progress.phases("Exporting the demo model, once") as report:
         chosen = bundles.chosen_bundle(bundle, report)
     with progress.steps() as bars:
@@ -105,48 +158,71 @@ def run(
             auto_build=auto_build,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
-    print_answer(model, picture, prompt, options, as_json=as_json, resize=resize)
+    print_answer(model, picture, prompt, options, as_json=as_json, resize=resize, system=system)
 
 
 @app.command()
 def export(
     context: typer.Context,
     encoder: Annotated[
-        str | None, typer.Option(help="A vision encoder: see `models`; or a folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="A vision encoder: a name that `models` lists, a folder, or a hub id.",
+            autocompletion=cli_options.encoders,
+        ),
     ] = None,
     decoder: Annotated[
-        str | None, typer.Option(help="A language decoder, likewise; by default qwen2-0.5b.")
+        str | None,
+        typer.Option(
+            help="A language decoder, likewise; by default qwen2-0.5b.",
+            autocompletion=cli_options.decoders,
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="A HiMix checkpoint; by default one trained here, or the demo model's."),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="To measure a device before any training.")
+        bool,
+        typer.Option("--random-weights", help="Random weights, to measure a device with."),
     ] = False,
     llava: Annotated[
         str | None,
-        typer.Option("--from", help="A LLaVA to `convert` first, with the --calibration pictures."),
+        typer.Option("--from", help="A LLaVA, to `convert` first with the --calibration pictures."),
     ] = None,
     target: Annotated[
         str,
-        typer.Option(help="For cpu, jetpack-6.2, jetpack-7.2, tensorrt or rtx."),
+        typer.Option(
+            help="Where it will run: cpu, jetpack-6.2, jetpack-7.2, tensorrt or rtx.",
+            autocompletion=cli_options.targets,
+        ),
     ] = "cpu",
     dialect: Annotated[
-        str | None, typer.Option(help="portable, native or ort; by default the target's.")
+        str | None,
+        typer.Option(
+            help="Operators of the graphs: portable, native or ort; by default the target's.",
+            autocompletion=cli_options.dialects,
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; by default the target's.")
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16; by default the target's.",
+            autocompletion=cli_options.dtypes,
+        ),
     ] = None,
     max_text: Annotated[
-        int | None, typer.Option(help="Tokens that a cache of fixed size (native) holds: 1024.")
+        int | None,
+        typer.Option(
+            help="Text tokens that the cache holds, in the native dialect; by default 1024."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="A folder of pictures: to convert with, to see what float16 can't hold."),
+        typer.Option(help="A folder of pictures: for --from, and to find what float16 can't hold."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle's folder.")
+        Path | None, output_option("The bundle's folder; by default the model's name, here.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -154,6 +230,7 @@ def export(
     from himix_edge import bundles, progress, targets
     from himix_edge.export.bundle import export_bundle
     from himix_edge.models.pairs import chosen_checkpoint
+    from himix_edge.models.stated_ids import without_end
 
     graphs = targets.target(target).updated(dialect, dtype)
     if llava is not None:
@@ -161,6 +238,8 @@ def export(
         checkpoint = converted_checkpoint(llava, calibration, output)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
+    if warning := without_end(source.config.decoder):
+        print(f"Warning: in {source.name}, {warning}.", file=sys.stderr)
     with progress.phases(f"Exporting {source.name}") as report:
         exported = export_bundle(
             source,
@@ -187,29 +266,48 @@ def export(
 @app.command()
 def quantize(
     bundle: Annotated[Path, typer.Argument(help="In float32 for CPUs, or float16 for TensorRT.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The new bundle's folder.")],
+    output: Annotated[Path, output_option("The new bundle's folder.")],
     vision: Annotated[
         str | None,
-        typer.Option(help="int8; int4 or fp8 in the native dialect; by default as it is."),
+        typer.Option(
+            help="int8; in the native dialect also int4 or fp8; by default as it is.",
+            autocompletion=cli_options.storages,
+        ),
     ] = None,
     decoder: Annotated[
         str | None,
-        typer.Option(help="int8 or int4; fp8 in the native dialect; by default as it is."),
+        typer.Option(
+            help="int8 or int4; in the native dialect also fp8; by default as it is.",
+            autocompletion=cli_options.storages,
+        ),
     ] = None,
     block_size: Annotated[
         int | None,
-        typer.Option(help="Int4 weights to a scale: 32, 64 or 128, which is the CPU's default."),
+        typer.Option(
+            help="Int4 weights that share a scale: 32, 64 or 128; by default 128 on a CPU.",
+            autocompletion=offering("32", "64", "128"),
+        ),
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="The decoder's head and embedding on a CPU: int8, or int4 for speed."),
+        typer.Option(
+            help="The decoder's head and embedding on a CPU: int8, the default, or int4, faster.",
+            autocompletion=offering("int8", "int4"),
+        ),
     ] = None,
     prefill: Annotated[
         str | None,
-        typer.Option(help="int8: a second copy of an int4 decoder, faster with prompts; memory."),
+        typer.Option(
+            help="int8: a second copy of an int4 decoder that reads prompts faster.",
+            autocompletion=offering("int8"),
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="rtn, to the nearest; or gptq, by what inputs need: slower, closer.")
+        str,
+        typer.Option(
+            help="How to round the decoder: rtn, to nearest; gptq, by its inputs: slower, closer.",
+            autocompletion=offering("rtn", "gptq"),
+        ),
     ] = "rtn",
     calibration: Annotated[
         Path | None,
@@ -217,12 +315,16 @@ def quantize(
     ] = None,
     scenes: Annotated[
         int | None,
-        typer.Option(help="Measure accuracy on so many; 500 if it is a shapes model."),
+        typer.Option(
+            help="Scenes to measure accuracy on; by default 500 for a shapes model, else none.",
+            min=0,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
     from himix_edge import bundles, evaluation, progress
+    from himix_edge.contract import Manifest
     from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
     from himix_edge.export.recipes import WeightChoice
 
@@ -251,6 +353,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Check a bundle, file by file, and say what it is."""
+    from himix_edge.contract import Manifest
+
     manifest = Manifest.read(bundle)
     manifest.check_files(bundle)
     if as_json:

@@ -8,25 +8,38 @@ from typing import Annotated
 
 import typer
 
-from himix_edge.cli_lab import Json, Threads
+from himix_edge.cli_options import Command, Commands, Json, Plot, Threads, given, offering
 
-bench_app = typer.Typer()
+bench_app = Commands()
 
 
-@bench_app.command()
+class _Bench(Command):
+    defaults = ("himix_edge.bench.measure", "Options")
+
+
+@bench_app.command(cls=_Bench)
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     image: Annotated[
         Path | None, typer.Option(help="A picture; by default a scene drawn for it.")
     ] = None,
     vs: Annotated[
-        str | None, typer.Option(help="vanilla: the same pair without HiMix, in the same rounds.")
+        str | None,
+        typer.Option(
+            help="vanilla: time the same pair without HiMix too, in the same rounds.",
+            autocompletion=offering("vanilla"),
+        ),
     ] = None,
     threads: Threads = None,
-    text: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 64,
-    rounds: Annotated[int, typer.Option(help="How often everything is timed, in turn.")] = 5,
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png or .svg file.")] = None,
+    text: Annotated[int | None, typer.Option(help="Tokens of the prompt.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often everything is timed, in turn.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run; cpu alone so far.", autocompletion=offering("cpu")),
+    ] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Time a bundle phase by phase, beside what this machine could do at best."""
@@ -36,7 +49,9 @@ def bench(
     from himix_edge.bench.report import report
     from himix_edge.bench.show import text as text_of
 
-    options = Options(image, vs, threads, text, rounds, device)
+    options = Options(
+        **given(image=image, vs=vs, threads=threads, text=text, rounds=rounds, device=device)
+    )
     if plot:
         check_format(plot)
     with progress.steps() as bars:

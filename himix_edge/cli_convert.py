@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from himix_edge.cli_lab import Json
+from himix_edge import cli_options
+from himix_edge.cli_options import Commands, Json, offering, output_option
 from himix_edge.errors import ConfigError
 from himix_edge.plain import dataclass_from_dict
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from himix_edge.convert.pipeline import ConvertOptions
     from himix_edge.convert.report import Conversion
 
-convert_app = typer.Typer()
+convert_app = Commands()
 
 Pictures = Annotated[
     Path,
@@ -31,30 +32,46 @@ def convert(
         str, typer.Argument(help="A LLaVA: a folder, or a hub id; see docs/convert.md.")
     ],
     calibration: Pictures,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint's folder.")],
+    output: Annotated[Path, output_option("The checkpoint's folder.")],
     distil: Annotated[
-        int, typer.Option(help="So many steps of training towards the model's own answers.")
+        int, typer.Option(help="Steps of training after the fit, towards the model's own answers.")
     ] = 0,
-    distil_images: Annotated[int, typer.Option(help="Pictures a step.")] = 12,
+    distil_images: Annotated[int, typer.Option(help="Pictures in each step of --distil.")] = 12,
     judge: Annotated[
-        int, typer.Option(help="Compare answers on so many of the pictures held out.")
+        int, typer.Option(help="How many of the pictures held out to compare answers on.")
     ] = 16,
     linear: Annotated[
         bool,
-        typer.Option("--linear", help="The paper's maps, of the features alone: less close."),
+        typer.Option("--linear", help="Linear maps of the features alone, as the paper's are."),
     ] = False,
     join: Annotated[
         str, typer.Option(help="Encoder layers to join to the features, such as -7,-14.")
     ] = "",
-    neighbourhood: Annotated[int, typer.Option(help="3: each patch with the eight around it.")] = 1,
+    neighbourhood: Annotated[
+        int,
+        typer.Option(
+            help="1: each patch by itself; 3: with the eight around it.",
+            autocompletion=offering("1", "3"),
+        ),
+    ] = 1,
     weighting: Annotated[
-        str, typer.Option(help="none; attention: fit best what the prompts look at.")
+        str,
+        typer.Option(
+            help="none; or attention, to fit best where the prompts look.",
+            autocompletion=offering("none", "attention"),
+        ),
     ] = "none",
     dtype: Annotated[
-        str, typer.Option(help="The model computes in float32, float16 or bfloat16.")
+        str,
+        typer.Option(
+            help="What the model computes in: float32, float16 or bfloat16.",
+            autocompletion=cli_options.dtypes,
+        ),
     ] = "float32",
-    device: Annotated[str, typer.Option(help="Of torch: cpu, cuda.")] = "cpu",
-    batch: Annotated[int, typer.Option(help="Pictures at once.")] = 4,
+    device: Annotated[
+        str, typer.Option(help="A torch device: cpu, cuda.", autocompletion=offering("cpu", "cuda"))
+    ] = "cpu",
+    batch: Annotated[int, typer.Option(help="Pictures that run through the model at once.")] = 4,
     as_json: Json = False,
 ) -> None:
     """Make a HiMix checkpoint of a LLaVA, without training, and say how close it comes.
@@ -97,12 +114,16 @@ def converted_checkpoint(source: str, calibration: Path | None, bundle: Path | N
         as `convert` of the pipeline.
     """
     from himix_edge.convert.pipeline import ConvertOptions
+    from himix_edge.export.bundle import is_bundle
+    from himix_edge.files import refuse_foreign_folder
 
     if calibration is None or bundle is None:
         raise ConfigError(
             "--from needs two folders", fix="add --calibration PICTURES and --output BUNDLE"
         )
-    output = bundle.with_name(f"{bundle.name}-checkpoint")
+    refuse_foreign_folder(bundle, "bundle", is_bundle)
+    place = bundle.resolve()  # of a name, where the bundle is "."
+    output = place.with_name(f"{place.name}-checkpoint")
     conversion = converted(source, calibration, output, ConvertOptions())
     print(summary(conversion, output), file=sys.stderr)
     return output
@@ -112,6 +133,7 @@ def summary(conversion: Conversion, output: Path) -> str:
     """What to know of a conversion, in a few lines."""
     from himix_edge.convert import tables
     from himix_edge.convert.pipeline import PAGE
+    from himix_edge.models.stated_ids import without_end
 
     judged = conversion.distilled or conversion.fitted
     said = [
@@ -122,6 +144,8 @@ def summary(conversion: Conversion, output: Path) -> str:
     ]
     if skipped := conversion.fit.skipped:
         said.append(f"Passed over, as unreadable: {', '.join(skipped)}.")
+    if warning := without_end(conversion.student.decoder):
+        said.append(f"Warning: {warning}.")
     return "\n".join([*said, f"All of it: {output / PAGE}"])
 
 

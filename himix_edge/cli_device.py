@@ -8,36 +8,42 @@ from typing import Annotated
 
 import typer
 
+from himix_edge import cli_options
 from himix_edge.analysis.devices import DEVICES
-from himix_edge.cli_lab import Json
-from himix_edge.presets import DEFAULT_DECODER
+from himix_edge.cli_options import Commands, Decoder, Encoder, Json
+from himix_edge.presets import DEFAULT_DECODER, DEFAULT_ENCODER
 
-device = typer.Typer()
+device = Commands()
 
 
 @device.command()
 def build(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     target: Annotated[
-        str, typer.Option(help="trt, for this device; or rtx-sm86, -sm89, -sm120, -sm121.")
+        str,
+        typer.Option(
+            help="trt, for this device; or rtx-sm86, rtx-sm89, rtx-sm120, rtx-sm121.",
+            autocompletion=cli_options.engine_targets,
+        ),
     ] = "trt",
     max_prompt: Annotated[
-        int | None, typer.Option(help="Tokens in one step; by default 512, or what there is room.")
+        int | None,
+        typer.Option(help="Tokens of one step; by default 512, or as many as there is room for."),
     ] = None,
     max_cache: Annotated[
-        int | None, typer.Option(help="Slots of the cache, where the export has not fixed them.")
+        int | None, typer.Option(help="Slots of the cache, where the export has not fixed it.")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="For later versions of TensorRT too.")
+        bool, typer.Option("--version-compatible", help="Engines that later TensorRT reads too.")
     ] = False,
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Engines without weights: they stay in ONNX.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even where memory is too small by estimate.")
+        bool, typer.Option("--force", help="Build even where memory seems too small.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and how to by hand.")
+        bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,21 +79,46 @@ def build(
 
 @device.command()
 def plan(
-    on: Annotated[str, typer.Option("--device", help=f"One of: {', '.join(DEVICES)}.")],
-    encoder: Annotated[
-        str, typer.Option(help="One of `models`, or a folder, or a hub id.")
-    ] = "siglip-so400m-384",
-    decoder: Annotated[str, typer.Option(help="Likewise.")] = DEFAULT_DECODER,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help=f"One of: {', '.join(DEVICES)}.",
+            autocompletion=cli_options.boards,
+        ),
+    ],
+    encoder: Encoder = DEFAULT_ENCODER,
+    decoder: Decoder = DEFAULT_DECODER,
     target: Annotated[
-        str | None, typer.Option(help="Of `export`; by default what suits the device.")
+        str | None,
+        typer.Option(
+            help="A target of `export`; by default what suits the device.",
+            autocompletion=cli_options.targets,
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; by default the target's.")
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16; by default the target's.",
+            autocompletion=cli_options.dtypes,
+        ),
     ] = None,
-    vision: Annotated[str | None, typer.Option(help="Stored in int8, int4 or fp8.")] = None,
-    weights: Annotated[str | None, typer.Option(help="The decoder's, likewise.")] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoder's weights are stored in int8, int4 or fp8.",
+            autocompletion=cli_options.storages,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The decoder's weights are stored in int8, int4 or fp8.",
+            autocompletion=cli_options.storages,
+        ),
+    ] = None,
     text: Annotated[int, typer.Option(help="Tokens of the question.")] = 64,
-    max_text: Annotated[int, typer.Option(help="Of question and answer together.")] = 1024,
+    max_text: Annotated[int, typer.Option(help="Tokens of question and answer together.")] = 1024,
     as_json: Json = False,
 ) -> None:
     """Compute whether a pair fits a device, and the least time it takes, by dimensions alone."""

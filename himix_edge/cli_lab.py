@@ -8,30 +8,43 @@ from typing import Annotated
 
 import typer
 
+from himix_edge import cli_options
+from himix_edge.cli_options import (
+    Commands,
+    Decoder,
+    Device,
+    Encoder,
+    Json,
+    Scenes,
+    Seed,
+    Threads,
+    output_option,
+    refuse_beside,
+)
 from himix_edge.errors import ConfigError, closest
-from himix_edge.presets import DEFAULT_DECODER
+from himix_edge.presets import DEFAULT_DECODER, DEFAULT_ENCODER
 
-lab = typer.Typer()
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, tensorrt, tensorrt-rtx, or auto: the best that works.")
-]
-Threads = Annotated[int | None, typer.Option(help="For ONNX Runtime; all cores by default.")]
+lab = Commands()
 
 
 @lab.command()
 def train(
-    recipe: Annotated[str, typer.Option(help="What to train: shapes.")] = "shapes",
+    recipe: Annotated[
+        str, typer.Option(help="What to train: shapes.", autocompletion=cli_options.recipes)
+    ] = "shapes",
     design: Annotated[
-        str, typer.Option(help="himix, uniform, hierarchical or vanilla: the paper's four.")
+        str,
+        typer.Option(
+            help="himix, uniform, hierarchical or vanilla: the paper's four.",
+            autocompletion=cli_options.designs,
+        ),
     ] = "himix",
-    seed: Annotated[int, typer.Option(help="The same seed, the same model.")] = 0,
+    seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="For states and, in the end, the checkpoint."),
+        output_option("A folder for states and, at the end, the checkpoint."),
     ] = None,
-    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge it by in the end.")] = 2000,
+    scenes: Scenes = 2000,
 ) -> None:
     """Train a model from a seed; the same command goes on after an interrupt."""
     from himix_edge import progress
@@ -56,7 +69,7 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Argument(help="A bundle or a checkpoint; by default as for run.")
     ] = None,
-    scenes: Annotated[int, typer.Option(help="How many of the held-out scenes.")] = 2000,
+    scenes: Scenes = 2000,
     against: Annotated[
         Path | None, typer.Option(help="Another one, on the CPU, to compare every answer with.")
     ] = None,
@@ -83,12 +96,13 @@ def evaluate(
 @lab.command()
 def scene(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file; or a folder.")],
-    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels each way.", min=16, max=4096)] = 336,
+    output: Annotated[Path, output_option("A .png file; with --count, a folder.")],
+    seed: Seed = 0,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.", min=16, max=4096)] = 336,
     answer: Annotated[bool, typer.Option("--answer", help="Print its true description.")] = False,
     count: Annotated[
-        int | None, typer.Option(help="A folder of so many, with questions and right answers.")
+        int | None,
+        typer.Option(help="Draw so many into a folder, with questions and right answers.", min=1),
     ] = None,
 ) -> None:
     """Draw a random scene of the demo model's world, or a folder of them."""
@@ -116,13 +130,14 @@ def scene(
 @lab.command()
 def flops(
     context: typer.Context,
-    encoder: Annotated[
-        str, typer.Option(help="One of `models`, or a folder, or a hub id.")
-    ] = "siglip-so400m-384",
-    decoder: Annotated[str, typer.Option(help="Likewise.")] = DEFAULT_DECODER,
+    encoder: Encoder = DEFAULT_ENCODER,
+    decoder: Decoder = DEFAULT_DECODER,
     text: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 64,
     image_tokens: Annotated[
-        int | None, typer.Option(help="In place of the encoder's; the paper: 728 of SigLIP's 729.")
+        int | None,
+        typer.Option(
+            help="Image tokens; by default the encoder's. The paper counts 728 of SigLIP's 729."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the costs into this .png file.")] = None,
     paper: Annotated[
@@ -164,12 +179,3 @@ def models(as_json: Json = False) -> None:
         print(json.dumps(result, indent=2))
     else:
         report.print_tables(report.models_tables(result))
-
-
-def refuse_beside(flag: str, context: typer.Context, *names: str) -> None:
-    """Misuse, where an option was given that `flag` has no use for."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
-            option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"{option} means nothing beside {flag}")

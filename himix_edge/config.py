@@ -140,7 +140,14 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder of the Llama / Qwen2 family (HF: LlamaConfig, Qwen2Config)."""
+    """A decoder of the Llama / Qwen2 family (HF: LlamaConfig, Qwen2Config).
+
+    Attributes:
+        eos_token_ids: what ends an answer, and is no part of it.
+        suppressed_token_ids: what is never chosen: the head gives them no probability. Some are a
+            model's own (HF: `suppress_tokens`), some were placeholders of a model that was
+            converted, whose rows of the embedding now hold something else.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -156,6 +163,7 @@ class DecoderConfig:
     tie_word_embeddings: bool = True
     eos_token_ids: tuple[int, ...] = ()
     rope_scaling: RopeScaling | None = None
+    suppressed_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
@@ -163,12 +171,22 @@ class DecoderConfig:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         _divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)
         _divides("head_dim", self.head_dim, "a rotary pair", 2)
-        if wrong := [i for i in self.eos_token_ids if not 0 <= i < self.vocab_size]:
+        for name in ("eos_token_ids", "suppressed_token_ids"):
+            if wrong := [i for i in getattr(self, name) if not 0 <= i < self.vocab_size]:
+                raise ConfigError(
+                    f"{name} are off",
+                    expected=f"ids below vocab_size ({self.vocab_size})",
+                    found=shown(wrong),
+                )
+        if both := set(self.eos_token_ids) & set(self.suppressed_token_ids):
             raise ConfigError(
-                "eos_token_ids are off",
-                expected=f"ids below vocab_size ({self.vocab_size})",
-                found=shown(wrong),
+                "suppressed_token_ids are off", expected="no end tokens", found=shown(sorted(both))
             )
+
+    @property
+    def last_token_ids(self) -> tuple[int, ...]:
+        """After which there is no going on: the ends, and what should never have been chosen."""
+        return (*self.eos_token_ids, *self.suppressed_token_ids)
 
 
 @dataclass(frozen=True)

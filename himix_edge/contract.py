@@ -36,7 +36,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,9 @@ INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
 WRITE_INDICES = "write_indices"  # int64: the slot that the first of a step's tokens goes into
 LOGITS = "logits"
+# The decoder graph adds this to the logits of tokens that are never to be chosen. Little of it is
+# left at any temperature in use, and yet it is a number in every type: float16's lowest is -65504.
+SUPPRESSED_LOGIT = -60_000.0
 
 MANIFEST = "manifest.json"
 VISION_GRAPH = "vision.onnx"
@@ -61,7 +64,7 @@ PREPROCESSOR = "preprocessor.json"
 MODEL_CARD = "README.md"
 ENGINES = "engines"  # a folder of what was built of the graphs; the manifest knows nothing of it
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Operators that every runtime has; ONNX's own attention over a cache of fixed size, for TensorRT
 # from 10.15 on and TensorRT for RTX; or ONNX Runtime's own, over a cache of any size.
 Dialect = Literal["portable", "native", "ort"]
@@ -79,24 +82,43 @@ def present_names(layers: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What stands around a user's words, the cue for the answer included."""
+class ImagePlace:
+    """Where a chat template writes the image: a template of text and images, of a converted model.
 
-    before: str
-    after: str
+    Attributes:
+        placeholder: what stands for the image in the rendered text.
+        token_id: the placeholder's id. None: the tokenizer does not know it; then the texts around
+            it are encoded apart, the first of them alone with what the tokenizer adds to a text.
+        prefix_ids: the ids ahead of the image, whose keys and values the vision graph holds.
+        opening_ids: ids that follow the image ahead of what the template writes there.
+        typed_content: whether a message's content is a list of parts, each text or image.
+        adds_special_tokens: whether the tokenizer adds its special tokens, as processors do unless
+            the text begins with BOS.
+    """
+
+    placeholder: str
+    token_id: int | None
+    prefix_ids: tuple[int, ...]
+    opening_ids: tuple[int, ...] = ()
+    typed_content: bool = True
+    adds_special_tokens: bool = True
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The chat template, taken apart when exported, so that a device needs no template engine.
+    """How a conversation becomes token ids, beside what chat template and tokenizer say.
 
     Attributes:
-        first: around the first question of a conversation; a system prompt is part of `before`.
-        next: around every later one; `before` also closes the answer that precedes it.
+        special_tokens: the template's variables, "bos_token" and the like, as transformers'
+            `special_tokens_map` has them.
+        split_special_tokens: whether special tokens in the rendered text are encoded as any other
+            text.
+        image: None where the template knows text alone: all of it then follows the image.
     """
 
-    first: Turn
-    next: Turn
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    split_special_tokens: bool = False
+    image: ImagePlace | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +201,10 @@ class Manifest:
         """The text of `manifest.json`; its last field seals all the others."""
         body = dataclasses.asdict(self)
         return json.dumps({**body, "seal": _seal(body)}, indent=2) + "\n"
+
+    def digest(self) -> str:
+        """What tells this bundle from any other: the seal, which all files' sha256 are part of."""
+        return _seal(dataclasses.asdict(self))
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_SHOWN = 80  # characters of a value in an error
+
 
 class HimixError(Exception):
     """What failed, what was expected, what was found, and what mends it, in one line.
@@ -42,7 +44,13 @@ class HimixError(Exception):
         facts = [f"expected {expected}" if expected else "", f"found {found}" if found else ""]
         detail = ", ".join(fact for fact in facts if fact)
         line = f"{failed}: {detail}" if detail else failed
-        super().__init__(f"{line}. To mend it: {fix}" if fix else line)
+        super().__init__(_in_one_line(f"{line}. To mend it: {fix}" if fix else line))
+
+
+def _in_one_line(text: str) -> str:
+    """Line breaks as blanks, and what no terminal should get from a file or a name as escapes."""
+    text = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(HimixError):
@@ -89,8 +97,58 @@ class DependencyError(HimixError):
     """A package that this step needs and that is not installed."""
 
 
+def shown(value: object) -> str:
+    """A value that somebody gave, as an error shows it: short, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return f"an {type(value).__name__} of thousands of digits"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} long)"
+
+
 def closest(name: str, valid: Iterable[str]) -> str:
     """The valid name nearest to `name`, as in "did you mean 'vision'?", or all of them."""
     names = list(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}"
+
+
+# Which extra brings a package; what a device needs anyway comes with himix-edge itself.
+_EXTRAS = {
+    **dict.fromkeys(("jinja2", "numpy", "PIL", "rich", "tokenizers", "typer"), "himix-edge"),
+    **dict.fromkeys(
+        (
+            "huggingface_hub",
+            "ml_dtypes",
+            "onnx",
+            "onnx_ir",
+            "onnxscript",
+            "safetensors",
+            "torch",
+            "transformers",
+        ),
+        "'himix-edge[export]'",
+    ),
+    "matplotlib": "'himix-edge[plot]'",
+    "onnxruntime": "'himix-edge[cpu]'",
+}
+
+
+def missing_package(error: BaseException) -> DependencyError | None:
+    """The error for a package of ours that isn't installed or can't be loaded; else None.
+
+    Args:
+        error: what an import raised, perhaps in the words of a library that was importing, too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        package = (getattr(cause, "name", None) or "").split(".")[0]
+        if isinstance(cause, ImportError) and package in _EXTRAS:
+            absent = isinstance(cause, ModuleNotFoundError) and cause.name == package
+            return DependencyError(
+                f"this command needs {package}",
+                found=None if absent else str(cause),
+                fix=f"pip install {_EXTRAS[package]}",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

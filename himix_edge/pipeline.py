@@ -9,7 +9,8 @@ import torch
 
 from himix_edge.evaluation import Watch, evaluate, table
 from himix_edge.export.bundle import export_bundle
-from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
+from himix_edge.files import refuse_foreign_folder
+from himix_edge.models.checkpoints import is_checkpoint, read_checkpoint, save_checkpoint
 from himix_edge.shapes.benchmark import NOTICE
 from himix_edge.trained import remember_checkpoint
 from himix_edge.training.card import model_card
@@ -30,8 +31,9 @@ def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch
 
     Raises:
         TrainingError: a state in `output` belongs to another run, or is corrupt.
-        OutputError: `output` can't be written.
+        OutputError: `output` can't be written, or holds a checkpoint folder of someone else's.
     """
+    refuse_foreign_folder(output / "checkpoint", "checkpoint", is_checkpoint)
     log = TrainingLog(output)
 
     def watch_training(progress: Progress) -> None:

@@ -170,6 +170,7 @@ DECODERS = {
         ),
     ),
 }
+DEFAULT_ENCODER = "siglip-so400m-384"
 DEFAULT_DECODER = "qwen2-0.5b"
 
 

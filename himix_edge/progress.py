@@ -25,7 +25,7 @@ def phases(title: str) -> Iterator[PhaseCallback]:
 
     Call what this gives with each phase's name and how much of the whole is done before it.
     """
-    with _progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()) as bar:
+    with _progress(_text("description"), BarColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task(title, total=1.0, said="", visible=False)
         yield lambda phase, done: bar.update(task, completed=done, said=phase, visible=True)
 
@@ -48,7 +48,7 @@ class Steps:
 def steps() -> Iterator[Steps]:
     """Bars with the time that is left, made as they are named."""
     columns = (
-        TextColumn("{task.description}"),
+        _text("description"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -58,11 +58,16 @@ def steps() -> Iterator[Steps]:
         yield Steps(bar)
 
 
+def _text(field: str) -> TextColumn:
+    """What a task says, as it is: a path in brackets is no markup."""
+    return TextColumn(f"{{task.{field}}}", markup=False)
+
+
 def _progress(*columns: object) -> Progress:
     console = Console(stderr=True)
     return Progress(
         *columns,  # type: ignore[arg-type]
-        TextColumn("{task.fields[said]}"),
+        _text("fields[said]"),
         console=console,
         disable=not console.is_terminal,
     )

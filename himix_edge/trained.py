@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from pathlib import Path
 
-from himix_edge.bundles import cache_folder
-from himix_edge.files import whole_file
+from himix_edge.bundles import cache_folder, remember, remembered
+from himix_edge.errors import OutputError
 
 TRAINED = "trained"  # a folder of files, each with the path of a checkpoint
 
 
 def remember_checkpoint(folder: Path) -> None:
     """Puts a checkpoint first among those that `trained_checkpoints` gives."""
-    path = str(folder.resolve())
-    name = hashlib.sha256(path.encode()).hexdigest()[:16]
-    with whole_file(cache_folder() / TRAINED / name) as file:
-        file.write_text(path, encoding="utf-8")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    remember(folder, f"{TRAINED}/{name}")
 
 
 def trained_checkpoints() -> list[Path]:
-    """The folders that are still there, newest first."""
-    notes = sorted((cache_folder() / TRAINED).glob("*"), key=lambda note: -note.stat().st_mtime_ns)
-    folders = [Path(note.read_text(encoding="utf-8")) for note in notes if note.is_file()]
-    return [folder for folder in folders if folder.is_dir()]
+    """The folders that are still there, newest first; none where the cache can't be read."""
+    with contextlib.suppress(OutputError, OSError):
+        notes = (cache_folder() / TRAINED).glob("[!.]*")
+        newest = sorted(notes, key=lambda note: -note.stat().st_mtime_ns)
+        folders = [remembered(note) for note in newest]
+        return [folder for folder in folders if folder and os.path.isdir(folder)]  # noqa: PTH112
+    return []

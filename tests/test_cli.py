@@ -257,7 +257,7 @@ def test_export_of_a_pair_with_random_weights_says_what_torch_says(  # type: ign
     text = answer.read()
     model = random_pair(Pair(str(encoder), str(decoder))).model()
     pixels = torch.from_numpy(pixel_values(Image.open(picture), model.config.preprocess))
-    prompt = torch.tensor([bundle.tokenizer.encode_turn(bundle.manifest.chat.first, "describe")])
+    prompt = torch.tensor([bundle.tokenizer.encode_turn((), "describe")])
     assert prompt.shape == (1, len("describe") + 1)
     expected = model.generate_greedy(pixels, prompt, 12)
     assert answer.tokens == len(expected) == 12

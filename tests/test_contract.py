@@ -17,8 +17,8 @@ from himix_edge.contract import (
     SCHEMA_VERSION,
     Chat,
     FileRecord,
+    ImagePlace,
     Manifest,
-    Turn,
     past_names,
     present_names,
 )
@@ -36,7 +36,7 @@ def manifest_of(files: dict[str, bytes]) -> Manifest:
         dialect="portable",
         dtype="float32",
         config=CONFIG,
-        chat=Chat(Turn("<user>", "<answer>"), Turn("</s><user>", "<answer>")),
+        chat=Chat({"eos_token": "</s>"}, image=ImagePlace("<image>", 5, (1, 2))),
         files={
             name: FileRecord(hashlib.sha256(data).hexdigest(), len(data))
             for name, data in files.items()
@@ -163,7 +163,7 @@ def test_another_schema_version_is_named(bundle: Path) -> None:
     [
         ("dialect", "portabel", "dialect can't be 'portabel'"),
         ("files", {"a": {"sha256": "x", "size": "3"}}, "files.a.size is off: expected int"),
-        ("chat", {"first": {"before": "a"}}, "Chat lacks chat.next"),
+        ("chat", {"image": {"placeholder": "a"}}, "ImagePlace lacks chat.image.token_id"),
         ("surprise", 1, "unknown key 'surprise' in Manifest"),
     ],
 )

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from himix_edge import bundles, evaluation
 from himix_edge.config import HiMixConfig
-from himix_edge.contract import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, FileRecord, Manifest
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, FileRecord, Manifest
 from himix_edge.export.bundle import export_bundle
 from himix_edge.export.expected import Array
 from himix_edge.export.onnx import decoder_onnx_from_weights, vision_onnx_from_weights, write_graph
@@ -117,7 +117,7 @@ def test_all_dialects_and_types_answer_alike(demo_bundle: Path, tmp_path: Path) 
             write_graph(graph, native / name)
         folders.append(native)
 
-    tokenizer = Tokenizer(demo_bundle / TOKENIZER, Manifest.read(demo_bundle).chat)
+    tokenizer = Tokenizer.from_folder(demo_bundle, Manifest.read(demo_bundle).chat)
     asked = []
     for number in range(SCENES_PER_DIALECT):
         scene, questions = held_out_scene(number)

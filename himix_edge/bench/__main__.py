@@ -15,6 +15,7 @@ from himix_edge.bench.measure import Options, measure
 from himix_edge.bench.plot import check_format, save_plot
 from himix_edge.bench.report import report
 from himix_edge.bench.show import text
+from himix_edge.console import run_command
 from himix_edge.errors import HimixError
 
 
@@ -62,4 +63,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

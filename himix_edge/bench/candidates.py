@@ -134,7 +134,7 @@ def first_token(model: Model, picture: Path, ids: IntArray, candidate: Candidate
     image.wait()
     encoded = time.perf_counter()
     cache = model.engine.open(image if candidate == "himix" else None)
-    token = _likeliest(model.engine.step(ids, cache))
+    token = _likeliest(model.engine.prefill(ids, cache))
     return Answer(cache, token, (began, seen, encoded, time.perf_counter()))
 
 
@@ -149,7 +149,7 @@ def run(model: Model, picture: Path, plan: Plan, candidate: Candidate) -> Timing
     second = time.perf_counter()
     short, long = _decode(engine, cache, token), None
     if plan.long is not None:
-        engine.step(plan.tokens(images + plan.long - cache.length), cache)
+        engine.prefill(plan.tokens(images + plan.long - cache.length), cache)
         long = _decode(engine, cache, token)
     return Timing(
         preprocess=1e3 * (seen - began),
@@ -165,7 +165,7 @@ def run(model: Model, picture: Path, plan: Plan, candidate: Candidate) -> Timing
 def run_text_only(engine: Engine, plan: Plan) -> float:
     """Milliseconds of M tokens with no image before them, on an empty cache."""
     start = time.perf_counter()
-    _likeliest(engine.step(plan.tokens(plan.text), engine.open(None)))
+    _likeliest(engine.prefill(plan.tokens(plan.text), engine.open(None)))
     return 1e3 * (time.perf_counter() - start)
 
 

@@ -23,9 +23,10 @@ from himix_edge.bench.cold import ColdStart, cold_start
 from himix_edge.bench.limits import LimitMeter, Limits, settle
 from himix_edge.bench.split import projection_share
 from himix_edge.contract import Manifest
-from himix_edge.errors import BundleError, ConfigError, closest
+from himix_edge.errors import BundleError, ConfigError, closest, shown
 from himix_edge.runtimes import Model, load
 from himix_edge.runtimes.preprocess import load_image, pixel_values
+from himix_edge.runtimes.threads import checked_threads
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import random_scene
 
@@ -55,9 +56,11 @@ class Options:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, value in (("rounds", self.rounds), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is out of range", expected="1 or more", found=str(value))
+        checked_threads(self.threads)
+        if self.rounds < 1:
+            raise ConfigError(
+                "rounds is out of range", expected="1 or more", found=shown(self.rounds)
+            )
         if self.vs is not None and self.vs != "vanilla":
             raise ConfigError(
                 f"nothing to compare with is named {self.vs!r}", fix=closest(self.vs, ("vanilla",))

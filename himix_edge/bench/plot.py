@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from himix_edge.bench.show import LABELS, NAMES
 from himix_edge.errors import ConfigError, closest
-from himix_edge.files import whole_file
+from himix_edge.files import refuse_unwritable_file, whole_file
 from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def check_format(path: Path) -> None:
 
     Raises:
         ConfigError: neither a .png nor an .svg file.
+        OutputError: a place that can't be written.
     """
+    refuse_unwritable_file(path)
     if path.suffix not in FORMATS:
         raise ConfigError(
             f"can't draw into {path}",

@@ -17,7 +17,7 @@ MAX_ANSWER_TOKENS = 32
 def greedy_answers(
     teacher: Teacher, prompts: Sequence[list[int]], cache: list[KV]
 ) -> list[list[int]]:
-    """The teacher's likeliest tokens after each of T prompts, up to and with an end token.
+    """The teacher's likeliest tokens after each of T prompts, up to and with one that ends them.
 
     Args:
         cache: per layer [T, Hkv, P + N, D], the image of each prompt.
@@ -36,15 +36,15 @@ def _greedy(teacher: Teacher, input_ids: Tensor, cache: list[KV]) -> list[list[i
     """The same after prompts of one length [T, M]."""
     config, device = teacher.model.config.decoder, teacher.device
     room = config.max_position_embeddings - cache[0].key.shape[2] - input_ids.shape[1]
-    ends = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=device)
+    ends = torch.tensor(config.last_token_ids, dtype=torch.int64, device=device)
     over = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
     chosen: list[Tensor] = []
     while len(chosen) < min(MAX_ANSWER_TOKENS, room) and not over.all():
-        logits, cache = teacher.model.decode(input_ids, cache)
+        logits, cache = teacher.decode(input_ids, cache)
         input_ids = logits[:, -1:].argmax(-1)  # [T, 1]
         chosen.append(input_ids)
         over |= torch.isin(input_ids[:, 0], ends)
-    return [_ended(row, config.eos_token_ids) for row in torch.cat(chosen, 1).tolist()]
+    return [_ended(row, config.last_token_ids) for row in torch.cat(chosen, 1).tolist()]
 
 
 def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:

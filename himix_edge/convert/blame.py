@@ -177,7 +177,7 @@ def _case(
     own, students = both_caches(teacher, student, pixel_values)
     prompt = encoded(questions_for(path.name)[0].prompt, tokenizer, student)
     most = min(max_tokens, student.config.max_text_tokens - len(prompt))
-    answer = greedy(teacher.model, prompt, own, most)
+    answer = greedy(teacher, prompt, own, most)
     text = torch.tensor([[*prompt, *answer[:-1]]], device=teacher.device)
     teachers, first = teacher.replayed(own), len(prompt) - 1
     # The replayed cache's own logits, so that a part which is the teacher's loses nothing at all.

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from himix_edge.contract import Turn
 from himix_edge.convert.answers import greedy_answers, rows_of
 from himix_edge.convert.judge import encoded
 from himix_edge.convert.teacher import Teacher, features_of
@@ -36,7 +35,6 @@ from himix_edge.training.loop import Plan, StepWatch, optimize
 from himix_edge.training.tasks import Outcome
 
 GRADIENT_SCALE = 1024.0  # within the decoder: small gradients are lost in float16
-BARE = Turn("", "")  # around an answer, whose cue ends the prompt
 
 
 @dataclass(frozen=True)
@@ -187,6 +185,7 @@ class Distillation:
         of = self._pictures_of(asked)
         with torch.no_grad():
             wanted = self.teacher.logits(input_ids, rows_of(cache, of))  # [T, M, V]
+            wanted = self.student.decoder.suppressed(wanted)  # of what the student may say
         given = self.student.decode_texts(input_ids, rows_of(self._image(features), of))
         labelled = torch.tensor([each.question.answer is not None for each in asked])
         return outcome_of(given, wanted, labels, labelled.to(self.teacher.device))
@@ -246,7 +245,7 @@ class Distillation:
         """The label, as far as the context can hold it, or else what the teacher said."""
         if asked.question.answer is None:
             return self.answers[asked.name][asked.question.prompt]
-        words = self.tokenizer.encode_turn(BARE, asked.question.answer)
+        words = self.tokenizer.encode(asked.question.answer)
         room = self.student.config.max_text_tokens - len(asked.prompt)
         return [*words, *self.student.config.decoder.eos_token_ids[:1]][:room]
 

@@ -2,6 +2,10 @@
 
 Next tokens are compared along the teacher's greedy answer, which both models are given, so that
 every position has the same text before it. Whole answers are each model's own.
+
+The teacher is the source as it came. Where it finds a token the likeliest that the student never
+says, its answer ends and the two disagree; KL is between the distributions over the tokens that the
+student may say.
 """
 
 from __future__ import annotations
@@ -155,11 +159,12 @@ def judged(
             most = min(max_tokens, student.config.max_text_tokens - len(prompt))
             answers = [
                 greedy(model, prompt, cache, most)
-                for model, cache in ((teacher.model, teachers), (student, students))
+                for model, cache in ((teacher, teachers), (student, students))
             ]
             text = torch.tensor([[*prompt, *answers[0][:-1]]], device=teacher.device)
             first = len(prompt) - 1  # whose logits are the answer's first token
-            expected = log_probabilities(teacher.logits(text, teachers)[0, first:])
+            said = teacher.logits(text, teachers)[0, first:]
+            expected = log_probabilities(student.decoder.suppressed(said))
             found = log_probabilities(student.decode(text, students)[0][0, first:])
             kl = divergences(expected, found)  # [tokens]
             exchanges.append(
@@ -170,7 +175,7 @@ def judged(
                     teacher=tokenizer.decode(answers[0]),
                     student=tokenizer.decode(answers[1]),
                     tokens=len(answers[0]),
-                    agreed=int((expected.argmax(-1) == found.argmax(-1)).sum()),
+                    agreed=int((said.argmax(-1).cpu() == found.argmax(-1)).sum()),
                     kl=float(kl.mean()),
                     first_kl=float(kl[0]),
                 )
@@ -217,13 +222,15 @@ def encoded(prompt: str, tokenizer: Tokenizer, student: HiMix) -> list[int]:
     return ids
 
 
-def greedy(model: HiMix, prompt: Sequence[int], past: list[KV], max_tokens: int) -> list[int]:
-    """The likeliest tokens after a prompt, up to an end token, which is included.
+def greedy(
+    model: HiMix | Teacher, prompt: Sequence[int], past: list[KV], max_tokens: int
+) -> list[int]:
+    """The likeliest tokens after a prompt, up to one that ends the answer, which is included.
 
     Args:
         past: a cache of the model's own, with nothing in it but the prefix and the image.
     """
-    device, ends = past[0].key.device, model.config.decoder.eos_token_ids
+    device, ends = past[0].key.device, model.config.decoder.last_token_ids
     step, answer = list(prompt), list[int]()
     while True:
         logits, past = model.decode(torch.tensor([step], device=device), past)

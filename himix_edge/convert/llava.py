@@ -2,44 +2,43 @@
 
 Of LLaVA-OneVision the base tile, the image as a whole: its N tokens, then `image_newline`, then the
 text. Here that vector is the first token of the text: the prompts' text begins with the image's own
-token, whose row of the embedding, which no text ever uses, it replaces. (Where the embedding is the
-head as well, the logit of that one token changes with it.)
+token, whose row of the embedding, which no text ever uses, it replaces. So that token must not be
+said: the row would be another token's, and where the embedding is the head as well its logit means
+nothing. The converted model suppresses it; the teacher has the head as it came (`head_rows`).
+Every other token may be said, as in transformers: <video>, and the rows that no text comes to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import LlavaConfig, LlavaOnevisionConfig, PreTrainedConfig
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from himix_edge.config import DecoderConfig, HiMixConfig, VisionConfig
-from himix_edge.contract import TOKENIZER
+from himix_edge.contract import ImagePlace
 from himix_edge.convert.layout import feature_layer, licence_of, token_text, vanilla_weights
-from himix_edge.convert.prompt import Conversation, Prompt, encoder_of, prompt_of
+from himix_edge.convert.prompt import place_image, prefix_ids_of
 from himix_edge.convert.teacher import TeacherSource
 from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.chat_files import ChatFiles, read_chat_files
 from himix_edge.models.hub import json_object, name_of
 from himix_edge.models.huggingface import (
     CONFIG,
     DECODERS,
     EMBEDDING,
+    HEAD,
     decoder_config,
     known_kind,
     preprocess_of,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
-from himix_edge.models.tokenizer_files import (
-    PROCESSOR_PLACES,
-    chat_template_of,
-    special_token,
-    tokenizer_of,
-)
-from himix_edge.models.weights import RowWeight, Weight, ZeroWeight, stored_weights
+from himix_edge.models.stated_ids import with_stated_ids
+from himix_edge.models.tokenizer_files import PROCESSOR_PLACES
+from himix_edge.models.weights import RowOf, RowWeight, Weight, ZeroWeight, stored_weights
 
 ONEVISION = "llava_onevision"
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -79,16 +78,17 @@ def llava_source(folder: Path) -> TeacherSource:
         known_kind(data.get("text_config") or {"model_type": "llama"}, DECODERS, "text_config")
         config: Any = CONFIGS[family].from_dict(data)  # with the defaults that a file leaves out
         vision = _vision(config)
-        decoder = decoder_config(_text(config, data), stated_eos_token_ids(folder))
+        decoder = decoder_config(_text(config, data))
         if not 0 <= config.image_token_index < decoder.vocab_size:
             raise ConfigError(
                 "image_token_index is off",
                 expected=f"0 to {decoder.vocab_size - 1}",
                 found=str(config.image_token_index),
             )
+    decoder = with_stated_ids(folder, decoder, data, data.get("text_config") or {})
     preprocess = preprocess_of(folder, vision)
-    decoder, weights = _weights(folder, config, vision, decoder)
-    prompt = _prompt(folder, config.image_token_index, opens_with_image=family == ONEVISION)
+    decoder, weights, head_rows = _weights(folder, config, vision, decoder)
+    files = _chat_files(folder, config.image_token_index, opens_with_image=family == ONEVISION)
     return TeacherSource(
         name=name_of(folder),
         family=family,
@@ -96,9 +96,11 @@ def llava_source(folder: Path) -> TeacherSource:
         notice=ONEVISION_NOTICE if family == ONEVISION else "",
         config=HiMixConfig(vision, decoder, preprocess, design="vanilla"),
         weights=weights,
-        prefix_ids=prompt.prefix_ids,
-        tokenizer_json=prompt.tokenizer_json,
-        chat_template=prompt.chat_template,
+        prefix_ids=prefix_ids_of(files),
+        tokenizer_json=files.tokenizer_json,
+        chat_template=files.chat_template,
+        chat=files.chat,
+        head_rows=head_rows,
     )
 
 
@@ -132,54 +134,36 @@ def _text(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weights(
     folder: Path, config: Any, vision: VisionConfig, decoder: DecoderConfig
-) -> tuple[DecoderConfig, dict[str, Weight]]:
-    """Under the names of our vanilla model; and the config of the decoder that they make."""
+) -> tuple[DecoderConfig, dict[str, Weight], dict[int, Weight]]:
+    """Under the names of our vanilla model; the config of the decoder that they make; and the
+    source's own rows of the head for tokens that this decoder suppresses.
+    """
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
     if not config.multimodal_projector_bias:
         zeros = ZeroWeight((decoder.hidden_size,))
         weights |= {f"{CONNECTOR}{i}.bias": zeros for i in (0, 2)}
+    head_rows: dict[int, Weight] = {}
     if config.model_type == ONEVISION:
         if NEWLINE not in weights:
             raise CheckpointError(f"the weights of {folder} are incomplete", expected=NEWLINE)
         newline = weights.pop(NEWLINE)
+        head, image = weights.get(HEAD, weights.get(EMBEDDING)), config.image_token_index
+        if head is not None:
+            head_rows = {image: RowOf(head, image)}
         if EMBEDDING in weights:
-            weights[EMBEDDING] = RowWeight(weights[EMBEDDING], config.image_token_index, newline)
-    return decoder, weights
+            weights[EMBEDDING] = RowWeight(weights[EMBEDDING], image, newline)
+        ids = tuple(dict.fromkeys((*decoder.suppressed_token_ids, image)))
+        decoder = dataclasses.replace(decoder, suppressed_token_ids=ids)
+    return decoder, weights, head_rows
 
 
-def _prompt(folder: Path, image_id: int, *, opens_with_image: bool) -> Prompt:
-    tokenizer_json = tokenizer_of(folder).read_text(encoding="utf-8")
-    template = chat_template_of(folder, PROCESSOR_PLACES)
-    tokens: dict[str, Any] = {n: special_token(folder, n) for n in ("bos_token", "eos_token")}
-    with refusing(folder / TOKENIZER):
-        encoded = encoder_of(tokenizer_json)
-        image = token_text(tokenizer_json, image_id)
-        if image is None:
-            raise ConfigError("it lacks the image's token", expected=f"an added token {image_id}")
-
-    def render(words: Sequence[str]) -> str:
-        messages = [_message(i, text) for i, text in enumerate(words)]
-        try:
-            rendered = render_jinja_template(
-                [messages], chat_template=template, add_generation_prompt=True, **tokens
-            )
-        except Exception as error:  # a template is a program, it may raise anything
-            raise CheckpointError(
-                f"the chat template of {folder} can't be rendered",
-                expected="one that takes lists of text and images as contents",
-                found=f"{type(error).__name__}: {error}",
-            ) from error
-        return str(rendered[0][0])
-
-    def encode(text: str) -> list[int]:
-        bos = tokens["bos_token"]  # as transformers' processors do: added unless it is there
-        return encoded(text, not (bos and text.startswith(bos)))
-
-    opening = image if opens_with_image else ""
-    return prompt_of(tokenizer_json, Conversation(render, encode, image, image_id, opening))
-
-
-def _message(turn: int, text: str) -> dict[str, Any]:
-    content = [{"type": "text", "text": text}]
-    first = [{"type": "image"}] if turn == 0 else []
-    return {"role": ("user", "assistant")[turn % 2], "content": first + content}
+def _chat_files(folder: Path, image_id: int, *, opens_with_image: bool) -> ChatFiles:
+    files = read_chat_files(folder, PROCESSOR_PLACES)
+    image = token_text(files.tokenizer_json, image_id)
+    if image is None:
+        raise CheckpointError(
+            f"the tokenizer of {folder} lacks the image's token",
+            expected=f"an added token {image_id}: image_token_index of {CONFIG}",
+        )
+    opening_ids = (image_id,) if opens_with_image else ()
+    return place_image(files, ImagePlace(image, image_id, prefix_ids=(), opening_ids=opening_ids))

@@ -27,7 +27,7 @@ from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, s
 from himix_edge.data.questions import Question, Questions
 from himix_edge.errors import ConfigError
 from himix_edge.export.phases import Phases
-from himix_edge.files import PARTIAL, refuse_foreign_folder
+from himix_edge.files import entries, refuse_foreign_folder, refuse_overlap, work_folder
 from himix_edge.models.checkpoints import Checkpoint, is_checkpoint, write_checkpoint
 from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import HeldWeight, Weights
@@ -88,14 +88,16 @@ def convert(
     Raises:
         CheckpointError: a source that can't be converted.
         ConfigError: options, pictures or questions that don't do.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
         TrainingError: the state beside `output` is another conversion's.
         DependencyError: a package that the report needs is not installed.
         OutputError: a place that can't be written, or a folder of someone else's.
     """
     require_plots()
-    state = output.with_name(output.name + STATE)
+    if Path(source).is_dir():
+        refuse_overlap(output, Path(source))
     refuse_foreign_folder(output, "checkpoint", is_checkpoint)
+    state = work_folder(output, STATE)
     refuse_foreign_folder(state, "conversion's state", _is_state)
     phases = Phases(None)
     phases.begin("reading the model", 0.0)
@@ -169,6 +171,7 @@ def checkpoint_of(source: TeacherSource, student: HiMix, card: str) -> Checkpoin
         chat_template=source.chat_template,
         model_card=card,
         files={},
+        chat=source.chat,
     )
 
 
@@ -232,8 +235,7 @@ class _Work:
 
 def _is_state(folder: Path) -> bool:
     """Whether all that a folder holds is of a conversion, and may go when that is done."""
-    names = [path.name for path in folder.iterdir()]
-    return all(name in (FIT_STATE, DISTIL_STATE) or name.endswith(PARTIAL) for name in names)
+    return all(path.name in (FIT_STATE, DISTIL_STATE) for path in entries(folder))
 
 
 def _plain(options: ConvertOptions) -> dict[str, Any]:

@@ -14,9 +14,11 @@ def prompt_encoder(source: TeacherSource) -> Tokenizer:
 
     Raises:
         CheckpointError: a tokenizer that can't be read, or has more tokens than the decoder.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
     """
-    return tokenizer_of(source.tokenizer_json, manifest_of(_as_checkpoint(source)))
+    checkpoint = _as_checkpoint(source)
+    manifest_of(checkpoint)
+    return tokenizer_of(checkpoint)
 
 
 def _as_checkpoint(source: TeacherSource) -> Checkpoint:
@@ -29,4 +31,5 @@ def _as_checkpoint(source: TeacherSource) -> Checkpoint:
         chat_template=source.chat_template,
         model_card="",
         files={},
+        chat=source.chat,
     )

@@ -14,6 +14,7 @@ from himix_edge.convert.tinyllava import FAMILY as TINYLLAVA
 from himix_edge.convert.tinyllava import tinyllava_source
 from himix_edge.errors import CheckpointError
 from himix_edge.models.checkpoints import is_checkpoint, read_checkpoint
+from himix_edge.models.folder_kind import refuse_other_kinds
 from himix_edge.models.himix import hollow_model
 from himix_edge.models.hub import folder_from_source, json_object, name_of
 from himix_edge.models.huggingface import CONFIG
@@ -38,6 +39,7 @@ def teacher_from_folder(source: str | Path) -> TeacherSource:
             corrupt; prompts that can't be cut at the image.
     """
     folder = folder_from_source(str(source))
+    refuse_other_kinds(folder)
     data = json_object(folder / CONFIG)
     kind = data.get("model_type")
     if isinstance(kind, str) and kind in READERS:
@@ -77,7 +79,8 @@ def teacher_from_source(
             raise CheckpointError(
                 f"{name} of {source.name} is not finite in {dtype}", fix="use bfloat16 or float32"
             )
-    return Teacher(model, source.prefix_ids)
+    rows = {i: row.read().to(device, dtype) for i, row in source.head_rows.items()}
+    return Teacher(model, source.prefix_ids, rows)
 
 
 def _own(folder: Path) -> TeacherSource:
@@ -99,4 +102,5 @@ def _own(folder: Path) -> TeacherSource:
         prefix_ids=(),
         tokenizer_json=checkpoint.tokenizer_json,
         chat_template=checkpoint.chat_template,
+        chat=checkpoint.chat,
     )

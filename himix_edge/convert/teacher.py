@@ -11,18 +11,19 @@ follow from its features: `Teacher.image_targets`, which `fit.py` fits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from himix_edge.config import HiMixConfig, ProjectionConfig
+from himix_edge.contract import Chat
 from himix_edge.models.decoder import KV, rotated
 from himix_edge.models.himix import HiMix, hollow_model
 from himix_edge.models.injection import HiMixInjection, VanillaInjection
-from himix_edge.models.weights import Weights
+from himix_edge.models.weights import Weight, Weights
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class TeacherSource:
         config: the model as we have it, of the design "vanilla".
         weights: by the names of that model's parameters.
         prefix_ids: the fixed text ahead of the image.
-        tokenizer_json, chat_template: of what comes after the image.
+        tokenizer_json, chat_template, chat: as in a checkpoint.
+        head_rows: by token, the source's own rows [h] of the head, where `weights` has something
+            else in it or the config suppresses the token for our sake.
     """
 
     name: str
@@ -49,19 +52,28 @@ class TeacherSource:
     prefix_ids: tuple[int, ...]
     tokenizer_json: str
     chat_template: str
+    chat: Chat = field(default_factory=Chat)
+    head_rows: Mapping[int, Weight] = field(default_factory=dict)
 
 
 class Teacher:
-    """A vanilla model in memory, its weights frozen.
+    """A vanilla model in memory, its weights frozen: it says what its source says.
 
     Attributes:
-        model: of the design "vanilla".
+        model: of the design "vanilla", with the decoder that the converted model is to have. Its
+            own logits are that model's, `decode` has the source's.
         prefix: per layer keys and values [1, Hkv, P, D] of the fixed text, at positions 0 to P - 1.
     """
 
-    def __init__(self, model: HiMix, prefix_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: HiMix,
+        prefix_ids: Sequence[int],
+        head_rows: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.prefix_ids = tuple(prefix_ids)
+        self.head_rows = dict(head_rows or {})
         self.prefix = self._prefix()
 
     @property
@@ -73,6 +85,11 @@ class Teacher:
     def text_offset(self) -> int:
         """P + N: the rotary position of the first token after the image."""
         return self.prefix_tokens + self.model.config.vision.num_image_tokens
+
+    @property
+    def config(self) -> HiMixConfig:
+        """The vanilla model's."""
+        return self.model.config
 
     @property
     def connector(self) -> nn.Module:
@@ -133,19 +150,23 @@ class Teacher:
 
         The positions are a vanilla model's own: slot s stands at s.
         """
-        return self._decoded(input_ids, cache)[0]
+        return self.decode(input_ids, cache)[0]
 
     def _prefix(self) -> list[KV]:
         with torch.no_grad():
             ids = torch.tensor([self.prefix_ids], dtype=torch.int64, device=self.device)
-            return self._decoded(ids, [])[1] if self.prefix_ids else []
+            return self.decode(ids, [])[1] if self.prefix_ids else []
 
-    def _decoded(self, input_ids: Tensor, past: list[KV]) -> tuple[Tensor, list[KV]]:
+    def decode(self, input_ids: Tensor, past: list[KV]) -> tuple[Tensor, list[KV]]:
+        """`logits` with the longer cache; the cache may be empty."""
         first = past[0].key.shape[2] if past else 0
         positions = torch.arange(first, first + input_ids.shape[1], device=self.device)
         decoder = self.model.decoder
         hidden, present = decoder(input_ids, positions.expand(input_ids.shape), past or None)
-        return decoder.logits(hidden), present
+        logits = decoder.logits(hidden)
+        for token, row in self.head_rows.items():
+            logits[..., token] = (hidden @ row).to(logits.dtype)
+        return logits, present
 
 
 def student_config(

@@ -6,16 +6,21 @@ Reference: github.com/TinyLLaVA/TinyLLaVA_Factory, `modeling_tinyllava.py` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from himix_edge.config import HiMixConfig, PreprocessConfig, VisionConfig
-from himix_edge.contract import TOKENIZER
+from himix_edge.contract import ImagePlace
 from himix_edge.convert.layout import feature_layer, licence_of, vanilla_weights
-from himix_edge.convert.prompt import Conversation, Prompt, encoder_of, prompt_of
+from himix_edge.convert.prompt import place_image, prefix_ids_of
 from himix_edge.convert.teacher import TeacherSource
 from himix_edge.errors import ConfigError
+from himix_edge.models.chat_files import read_tokenizer
 from himix_edge.models.hub import json_object, name_of
 from himix_edge.models.huggingface import (
     CONFIG,
@@ -23,11 +28,10 @@ from himix_edge.models.huggingface import (
     decoder_config,
     known_kind,
     refusing,
-    stated_eos_token_ids,
     vision_config,
 )
 from himix_edge.models.preprocessor import preprocess_from_json
-from himix_edge.models.tokenizer_files import tokenizer_of
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.weights import stored_weights
 from himix_edge.plain import shown
 
@@ -36,7 +40,7 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions."
 )
-IMAGE, IMAGE_ID = "<image>", -200
+IMAGE = "<image>"
 PLACES = {
     "vision_tower._vision_tower.": "vision.",
     "language_model.": "decoder.",
@@ -59,14 +63,19 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         text = data.get("text_config") or {}
         kind = known_kind(text, DECODERS, "text_config")
         end = _answer_end(kind, str(data.get("llm_model_name_or_path")))
-    tokenizer_json = tokenizer_of(folder).read_text(encoding="utf-8")
-    with refusing(folder / TOKENIZER):
-        encode = encoder_of(tokenizer_json)
-        ends = [ids[0]] if len(ids := encode(end, False)) == 1 else []
+    files = read_tokenizer(folder)
+    tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer_json)
+    ends: list[int] = tokenizer.encode(end, add_special_tokens=False).ids
+    ends = ends if len(ends) == 1 else []
     with refusing(path):
-        decoder = decoder_config(text, [*stated_eos_token_ids(folder), *ends])
+        decoder = decoder_config(text)
+    decoder = with_stated_ids(folder, decoder, data, text)
+    # Its own code ends an answer there as well, whatever else is stated.
+    ids = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))
+    decoder = dataclasses.replace(decoder, eos_token_ids=ids)
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
-    prompt = _prompt(tokenizer_json, end)
+    files = dataclasses.replace(files, chat_template=_template(end))
+    files = place_image(files, ImagePlace(IMAGE, None, prefix_ids=()))
     return TeacherSource(
         name=name_of(folder),
         family=FAMILY,
@@ -74,9 +83,10 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         notice="",
         config=HiMixConfig(vision, decoder, preprocess, design="vanilla"),
         weights=weights,
-        prefix_ids=prompt.prefix_ids,
-        tokenizer_json=prompt.tokenizer_json,
-        chat_template=prompt.chat_template,
+        prefix_ids=prefix_ids_of(files),
+        tokenizer_json=files.tokenizer_json,
+        chat_template=files.chat_template,
+        chat=files.chat,
     )
 
 
@@ -114,22 +124,15 @@ def _answer_end(kind: str, base: str) -> str:
     return "<|im_end|>" if "instruct" in base.lower() else "<|endoftext|>"
 
 
-def _prompt(tokenizer_json: str, end: str) -> Prompt:
-    encoded = encoder_of(tokenizer_json)
-
-    def render(words: Sequence[str]) -> str:
-        text = f"{SYSTEM} "
-        for i, question in enumerate(words[::2]):
-            answer = f" {words[2 * i + 1]}{end}" if 2 * i + 1 < len(words) else ""
-            image = f"{IMAGE}\n" if i == 0 else ""
-            text += f"USER: {image}{question} ASSISTANT:{answer}"
-        return text
-
-    def encode(text: str) -> list[int]:
-        before, *after = text.split(IMAGE)
-        ids = encoded(before, True)
-        for part in after:  # each by itself, and only the first with BOS
-            ids += [IMAGE_ID, *encoded(part, False)]
-        return ids
-
-    return prompt_of(tokenizer_json, Conversation(render, encode, IMAGE, IMAGE_ID, by_itself=True))
+def _template(end: str) -> str:
+    """`data/template/base.py` with its formatters, as Jinja; one image, in the first question."""
+    image = "{{ '" + IMAGE + "\\n' }}"
+    question = "{{ 'USER: ' }}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    question += image + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ ' ASSISTANT:' }}"
+    answer = "{{ ' ' + message['content'][0]['text'] + " + json.dumps(end) + " }}"
+    return (
+        "{{ " + json.dumps(f"{SYSTEM} ") + " }}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}" + question + ""
+        "{% elif message['role'] == 'assistant' %}" + answer + ""
+        "{% else %}{{ raise_exception('the system prompt is fixed') }}{% endif %}{% endfor %}"
+    )

@@ -38,7 +38,7 @@ JETPACK = {
 }
 # Source: https://developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus
 BOARD_CAPABILITY = {"Thor": "11.0", "Orin": "8.7", "Xavier": "7.2", "TX2": "6.2", "Nano": "5.3"}
-PACKAGES = ("numpy", "pillow", "tokenizers", "typer", "rich", "onnx", "torch")
+PACKAGES = ("numpy", "pillow", "tokenizers", "jinja2", "typer", "onnx", "torch")
 # Imported in a process of their own each, because a library that doesn't fit may end it.
 MODULES = ("tensorrt", "cuda.bindings.runtime", "onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx")
 

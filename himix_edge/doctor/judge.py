@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from himix_edge.analysis.memory import Setting, build_bytes, memory
 from himix_edge.doctor.facts import Facts, Gpu
+from himix_edge.engines.versions import (
+    FIRST_TENSORRT,
+    Version,
+    reads,
+    tensorrt_of_jetpack,
+    version_of,
+    version_text,
+)
 from himix_edge.presets import DECODERS, ENCODERS, preset_config
 from himix_edge.targets import TARGETS
 
-NATIVE = (10, 15)  # the first TensorRT that reads native graphs
-PORTABLE = (10, 0)  # and portable ones, typed as ours are
 # What TensorRT for RTX works on: cards for desks, not for data centres.
 RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
+BASE = ("numpy", "pillow", "tokenizers", "jinja2")  # what a bundle needs besides an engine library
 SMALL = 16 << 30  # bytes of memory below which a build may need more than there is
 RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 
@@ -81,13 +87,7 @@ def judge(facts: Facts) -> Verdict:
     )
 
 
-def version_of(text: str | None) -> tuple[int, ...]:
-    """Of "10.3.0-1+cuda12.6": (10, 3, 0); empty where there is none."""
-    match = re.match(r"\d{1,6}(?:\.\d{1,6})*", text or "")
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
-def tensorrt_version(facts: Facts) -> tuple[int, ...]:
+def tensorrt_version(facts: Facts) -> Version:
     """Of the Python module, or of the library that it would load."""
     module = facts.modules["tensorrt"]
     libraries = (f"libnvinfer{major}" for major in (11, 10, 8))
@@ -100,15 +100,15 @@ def _targets(facts: Facts) -> tuple[str, ...]:
     found = []
     if facts.jetson:
         # TensorRT is JetPack's: where it is not installed yet, JetPack says which it will be.
-        release = () if version else version_of(facts.l4t)
-        if version >= NATIVE or release >= (39,):
+        version = version or tensorrt_of_jetpack(facts.l4t)
+        if reads(version, "native"):
             found.append("jetpack-7.2")
-        if version >= PORTABLE or release >= (36,):
+        if reads(version, "portable"):
             found.append("jetpack-6.2")
     elif gpu is not None:
-        if version >= NATIVE:
+        if reads(version, "native"):
             found.append("tensorrt")
-        elif version >= PORTABLE:
+        elif reads(version, "portable"):
             found.append("jetpack-6.2")
         if gpu.compute_capability in RTX_CAPABILITIES:
             found.append("rtx")
@@ -116,11 +116,11 @@ def _targets(facts: Facts) -> tuple[str, ...]:
 
 
 def _devices(facts: Facts) -> dict[str, str]:
-    base = [name for name in ("numpy", "pillow", "tokenizers") if not facts.distributions[name]]
+    base = [name for name in BASE if not facts.distributions[name]]
     runtime = _unless(_works(facts, "onnxruntime"), "onnxruntime")
     gpu = [] if facts.gpus else ["an NVIDIA GPU with its driver"]
-    native = _works(facts, "tensorrt") and tensorrt_version(facts) >= PORTABLE
-    tensorrt = _unless(native, "tensorrt, 10 or later")
+    fits = _works(facts, "tensorrt") and reads(tensorrt_version(facts), "portable")
+    tensorrt = _unless(fits, f"tensorrt, {version_text(FIRST_TENSORRT['portable'])} or later")
     tensorrt += _unless(_works(facts, "cuda.bindings.runtime"), "cuda-python")
     if "TensorrtExecutionProvider" in facts.providers:  # which takes its place
         tensorrt = []
@@ -170,7 +170,7 @@ def _fits(facts: Facts, target: str) -> Iterator[Fit]:
 
 
 def _advice(facts: Facts, target: str) -> Iterator[Advice]:
-    missing = [name for name in ("numpy", "pillow", "tokenizers") if not facts.distributions[name]]
+    missing = [name for name in (*BASE, "typer") if not facts.distributions[name]]
     if missing:
         yield Advice(", ".join(missing), ("pip install himix-edge",))
     if facts.jetson:
@@ -179,8 +179,6 @@ def _advice(facts: Facts, target: str) -> Iterator[Advice]:
         yield from _gpu_advice(facts, facts.gpus[0])
     if not _works(facts, "onnxruntime") and (target == "cpu" or not _works(facts, "tensorrt")):
         yield Advice("onnxruntime, to run on the CPU", ("pip install 'himix-edge[cpu]'",))
-    if not facts.distributions["typer"]:
-        yield Advice("the commands beside run and doctor", ("pip install 'himix-edge[cli]'",))
 
 
 def _gpu_advice(facts: Facts, gpu: Gpu) -> Iterator[Advice]:
@@ -193,9 +191,12 @@ def _gpu_advice(facts: Facts, gpu: Gpu) -> Iterator[Advice]:
 
 
 def _jetson_advice(facts: Facts) -> Iterator[Advice]:
-    if facts.l4t and version_of(facts.l4t) < (36,):
+    if facts.l4t and not reads(tensorrt_of_jetpack(facts.l4t), "portable"):
         url = "https://developer.nvidia.com/embedded/jetpack"
-        yield Advice("JetPack 6.2 or 7.2, which have TensorRT 10", (f"flash it anew: {url}",))
+        first = version_text(FIRST_TENSORRT["portable"])
+        yield Advice(
+            f"JetPack 6.2 or 7.2, which have TensorRT {first} or later", (f"flash it anew: {url}",)
+        )
         return
     yield from _tensorrt_advice(facts)
     yield from _cuda_python_advice(facts)

@@ -26,15 +26,14 @@ from himix_edge.engines.store import (
     engine_key,
     engine_name,
     timing_cache_path,
-    version_numbers,
 )
 from himix_edge.engines.trt import engine_device
 from himix_edge.engines.trtexec import shown, trtexec_command
+from himix_edge.engines.versions import FIRST_TENSORRT, reads, version_of, version_text
 from himix_edge.errors import ConfigError, DependencyError, EngineError, HimixError, closest
 
 TENSORRT = "trt"
 TARGETS = (TENSORRT, *(f"rtx-{sm}" for sm in rtx.SMS))
-FIRST_VERSION = {"portable": [10, 3], "native": [10, 15]}  # of TensorRT that reads the dialect
 HOW_TO_EXPORT = {
     "portable": "himix-edge export --target jetpack-6.2",
     "native": "himix-edge export --target tensorrt",
@@ -175,7 +174,7 @@ def plan_build(
             fix="leave them out, or build for --target trt",
         )
     manifest = Manifest.read(bundle)
-    if manifest.dialect not in FIRST_VERSION:
+    if manifest.dialect not in FIRST_TENSORRT:
         raise _unreadable(bundle, manifest, "TensorRT", "native")
     max_decode = 1 if target == TENSORRT else rtx.MAX_DECODE
     sizes = engine_sizes(manifest, max_prompt, max_cache, max_decode)
@@ -218,16 +217,15 @@ def _device(target: str) -> tuple[Gpu | None, EngineDevice | HimixError]:
 
 def _check_device(bundle: Path, manifest: Manifest, device: EngineDevice) -> None:
     """Whether this library on this GPU can read such graphs."""
-    first = FIRST_VERSION[manifest.dialect]
-    if device.kind == "tensorrt" and version_numbers(device.version) < first:
+    if device.kind == "tensorrt" and not reads(version_of(device.version), manifest.dialect):
         other = "portable" if manifest.dialect == "native" else None
         raise _unreadable(bundle, manifest, f"TensorRT {device.version}", other)
     export = HOW_TO_EXPORT[manifest.dialect]
-    has = version_numbers(device.compute_capability)
-    if manifest.dtype == "bfloat16" and has < [8, 0]:
+    has = version_of(device.compute_capability)
+    if manifest.dtype == "bfloat16" and has < (8, 0):
         raise _too_old(device, "bfloat16", "8.0", f"{export} --dtype float16")
     stored = manifest.quantization
-    if stored and "fp8" in (stored.vision, stored.decoder) and has < [8, 9]:
+    if stored and "fp8" in (stored.vision, stored.decoder) and has < (8, 9):
         raise _too_old(device, "fp8", "8.9", f"{export}, and quantize it to int8 or int4")
 
 
@@ -241,8 +239,8 @@ def _too_old(device: EngineDevice, kind: str, first: str, how: str) -> EngineErr
 
 
 def _unreadable(bundle: Path, manifest: Manifest, library: str, other: str | None) -> EngineError:
-    first = FIRST_VERSION.get(manifest.dialect)
-    needed = f"TensorRT {first[0]}.{first[1]} or later" if first else "ONNX Runtime"
+    first = FIRST_TENSORRT.get(manifest.dialect)
+    needed = f"TensorRT {version_text(first)} or later" if first else "ONNX Runtime"
     quantized = ", before quantizing" if manifest.quantization else ""
     return EngineError(
         f"{library} can't read {bundle}, a bundle of the {manifest.dialect} dialect",

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from himix_edge.contract import (
     Manifest,
 )
 from himix_edge.engines.profiles import Sizes, all_profiles, digest
+from himix_edge.engines.versions import version_of
 from himix_edge.errors import ConfigError, EngineError
 from himix_edge.files import sha256_of, whole_folder
 from himix_edge.plain import dataclass_from_dict
@@ -200,7 +200,7 @@ def whole_engines(bundle: Path, key: EngineKey) -> Iterator[Path]:
         OutputError: the bundle can't be written, or the disk is full.
     """
     try:
-        with whole_folder(engines_folder(bundle, key.device)) as folder:
+        with whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder:
             yield folder
             files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
             record = dataclasses.asdict(_Record(key, files))
@@ -261,14 +261,8 @@ def _loadable_too(key: EngineKey, device: EngineDevice) -> bool:
     return (
         key.version_compatible
         and dataclasses.replace(there, version=device.version) == device
-        and version_numbers(there.version) <= version_numbers(device.version)
+        and version_of(there.version) <= version_of(device.version)
     )
-
-
-def version_numbers(version: str) -> list[int]:
-    """ "10.16.1.11" as numbers, which compare as versions do; what is no number ends them."""
-    parts = itertools.takewhile(str.isdigit, version.split("."))
-    return [int(part) for part in parts]
 
 
 def _other_folders(bundle: Path) -> dict[Path, EngineKey]:
@@ -278,7 +272,7 @@ def _other_folders(bundle: Path) -> dict[Path, EngineKey]:
         with contextlib.suppress(EngineError):
             found[record.parent] = _read_record(record.parent, fix="").key
     newest = sorted(
-        found.items(), key=lambda item: version_numbers(item[1].device.version), reverse=True
+        found.items(), key=lambda item: version_of(item[1].device.version), reverse=True
     )
     return dict(newest)
 

@@ -31,9 +31,8 @@ from himix_edge.contract import (
 )
 from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.data.questions import Questions
-from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.errors import BundleError, CheckpointError, ConfigError, ExportError
 from himix_edge.export.card import export_section, ranges_section
-from himix_edge.export.chat import chat_from_template
 from himix_edge.export.expected import (
     MAX_NEW_TOKENS,
     QUESTIONS,
@@ -56,9 +55,10 @@ from himix_edge.export.ranges import (
 from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import entries, refuse_foreign_folder, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
 
 CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
@@ -111,7 +111,7 @@ def export_bundle(
     Raises:
         OutputError: a place that can't be written, or a folder there that is no bundle.
         CheckpointError: weights or a tokenizer that can't be used.
-        ExportError: a chat template that can't be taken apart, a graph that can't be made, a model
+        ExportError: a chat template that can't be rendered, a graph that can't be made, a model
             that does not fit into float16.
         ParityError: a graph that gives other numbers than the model.
         ConfigError: a cache that the dialect or the model has no use for; no pictures, or texts
@@ -127,7 +127,7 @@ def export_bundle(
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
     config, weights = checkpoint.config, checkpoint.weights
-    with whole_folder(output, keep=ENGINES) as folder:
+    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("checking the weights", 0.0)
         manifest = dataclasses.replace(
             manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots
@@ -198,8 +198,13 @@ def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder is, or once was, a bundle."""
-    return (folder / MANIFEST).is_file() and (folder / VISION_GRAPH).is_file()
+    """Whether all that a folder holds is of a bundle, whole or not, so that it may be replaced."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        known = {MANIFEST, ENGINES, *files}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return VISION_GRAPH in known and all(path.name in known for path in entries(folder))
 
 
 def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
@@ -207,9 +212,18 @@ def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
 
     Raises:
         CheckpointError: a tokenizer that can't be read, or has more tokens than the decoder.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
     """
-    bos, eos = _bos_and_eos(checkpoint)
+    _require_fitting_tokenizer(checkpoint)
+    try:
+        ChatTemplate(checkpoint.chat_template, checkpoint.chat)
+    except BundleError as error:
+        raise ExportError(
+            f"{checkpoint.name}: {error.failed}",
+            expected=error.expected,
+            found=error.found,
+            fix="correct it in the checkpoint's folder",
+        ) from error
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.name,
@@ -217,7 +231,7 @@ def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:
         dialect="portable",
         dtype=dtype,
         config=checkpoint.config,
-        chat=chat_from_template(checkpoint.chat_template, bos_token=bos, eos_token=eos),
+        chat=checkpoint.chat,
         files={},
         tools={},
         parity={},
@@ -235,8 +249,8 @@ def _asked(
     checkpoint: Checkpoint, manifest: Manifest, folder: Path, watched: Iterator[Array]
 ) -> tuple[Expected, Ranges | None]:
     """The model loaded, asked, and let go; for float16, how large its values get as well."""
-    tokenizer, first = Tokenizer(folder / TOKENIZER, manifest.chat), manifest.chat.first
-    prompts = [tokenizer.encode_turn(first, question) for question in QUESTIONS]
+    tokenizer = Tokenizer.from_folder(folder, manifest.chat)
+    prompts = [tokenizer.encode_turn(tokenizer.chat.first, question) for question in QUESTIONS]
     _require_room(manifest, max(map(len, prompts)) + MAX_NEW_TOKENS)
     model = model_from_weights(checkpoint.config, checkpoint.weights)
     expected = expected_from_model(model, trial_images(checkpoint.config.preprocess), prompts)
@@ -255,8 +269,8 @@ def _require_room(manifest: Manifest, tokens: int) -> None:
         )
 
 
-def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What the tokenizer puts before every text, and the model's first end token, or ""."""
+def _require_fitting_tokenizer(checkpoint: Checkpoint) -> None:
+    """Checks that every token id has a row in the decoder's embedding."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json)
     except Exception as error:  # `tokenizers` raises nothing more special
@@ -273,9 +287,6 @@ def _bos_and_eos(checkpoint: Checkpoint) -> tuple[str, str]:
             found=str(size),
             fix="put the tokenizer there that the model was trained with",
         )
-    ends = checkpoint.config.decoder.eos_token_ids[:1]
-    first = tokenizer.encode("").tokens[:1]
-    return "".join(first), "".join(tokenizer.id_to_token(end) or "" for end in ends)
 
 
 def _seal(

@@ -31,7 +31,7 @@ from himix_edge.export.sessions import (
     decoder_feeds,
     packed_session,
 )
-from himix_edge.export.verify import Closeness, Closenesses
+from himix_edge.export.verify import Closeness, Closenesses, comparable
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def decoder_cost(
     losses_before: list[float] = []
     for exchange, (logits_before, kv_before) in zip(exchanges, expected, strict=True):
         logits, kv = _forced(decoder, exchange)
-        _note(worst, [(LOGITS, logits, logits_before)])
+        pair = (comparable(logits, config), comparable(logits_before, config))
+        _note(worst, [(LOGITS, *pair)])
         _note(worst, zip(names, kv, kv_before, strict=True))
         same += int((logits.argmax(-1) == logits_before.argmax(-1)).sum())
         losses += _losses(logits, exchange.answer)

@@ -18,7 +18,6 @@ from himix_edge.contract import (
     MANIFEST,
     MODEL_CARD,
     PREFILL_GRAPH,
-    TOKENIZER,
     VISION_GRAPH,
     FileRecord,
     Manifest,
@@ -26,7 +25,6 @@ from himix_edge.contract import (
 )
 from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.data.questions import Questions
-from himix_edge.errors import OutputError
 from himix_edge.export.bundle import is_bundle
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
@@ -41,7 +39,7 @@ from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import refuse_foreign_folder, refuse_overlap, whole_folder
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.shapes.render import render
@@ -93,11 +91,10 @@ def quantize_bundle(
     phases = Phases(progress)
     manifest = Manifest.read(bundle)
     recipe = recipe_for(bundle, manifest, choice)
-    manifest.check_files(bundle)
-    if output.resolve() == bundle.resolve():
-        raise OutputError(f"will not replace {bundle}", fix="choose another --output")
+    refuse_overlap(output, bundle)
     refuse_foreign_folder(output, "bundle", is_bundle)
-    with whole_folder(output, keep=ENGINES) as folder:
+    manifest.check_files(bundle)
+    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(bundle, manifest, calibration)
         _copy_texts(bundle, folder, manifest)
@@ -224,7 +221,7 @@ def cost_table(quantization: Quantization | None) -> str:
 
 
 def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
-    config, tokenizer = manifest.config.preprocess, Tokenizer(bundle / TOKENIZER, manifest.chat)
+    config, tokenizer = manifest.config.preprocess, Tokenizer.from_folder(bundle, manifest.chat)
     questions: Sequence[str] = QUESTIONS
     if folder is None:
         rng = np.random.default_rng(1)
@@ -238,8 +235,8 @@ def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
         questions = [asked.prompt for asked in Questions.read(folder, QUESTIONS).general]
         every = list(pictures(files, config))
         calibration, cost = every[::2], every[1::2]
-    turn = manifest.chat.first
-    return Inputs(calibration, cost, [tokenizer.encode_turn(turn, words) for words in questions])
+    history = tokenizer.chat.first
+    return Inputs(calibration, cost, [tokenizer.encode_turn(history, words) for words in questions])
 
 
 def _copy_texts(bundle: Path, folder: Path, manifest: Manifest) -> None:

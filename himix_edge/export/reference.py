@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from himix_edge.contract import TOKENIZER, Manifest
+from himix_edge.contract import TOKENIZER, Chat
 from himix_edge.export.bundle import manifest_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.decoder import KV
 from himix_edge.models.himix import HiMix
 from himix_edge.runtimes import Model
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.tokenizer import Tokenizer
 
@@ -23,23 +24,30 @@ def reference_model(checkpoint: Checkpoint) -> Model:
 
     Raises:
         CheckpointError: weights or a tokenizer that can't be used.
-        ExportError: a chat template that can't be taken apart.
+        ExportError: a chat template that can't be rendered.
     """
     manifest = manifest_of(checkpoint)
-    tokenizer = tokenizer_of(checkpoint.tokenizer_json, manifest)
+    tokenizer = tokenizer_of(checkpoint)
     return Model(manifest, tokenizer, TorchEngine(checkpoint.model()))
 
 
-def tokenizer_of(tokenizer_json: str, manifest: Manifest) -> Tokenizer:
-    """The tokenizer that a bundle would have.
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that a bundle of the checkpoint would have.
 
     Raises:
-        BundleError: the text is no tokenizer.
+        BundleError: texts that are no tokenizer or no template.
     """
+    return tokenizer_from_texts(
+        checkpoint.tokenizer_json, checkpoint.chat_template, checkpoint.chat
+    )
+
+
+def tokenizer_from_texts(tokenizer_json: str, chat_template: str, chat: Chat) -> Tokenizer:
+    """Likewise, of texts that are not yet a checkpoint's."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / TOKENIZER
         path.write_text(tokenizer_json, encoding="utf-8")
-        return Tokenizer(path, manifest.chat)
+        return Tokenizer(path, ChatTemplate(chat_template, chat))
 
 
 class TorchEngine:
@@ -59,6 +67,10 @@ class TorchEngine:
         tensors, slots = (image.tensors, image.slots) if image else ((), 0)
         return Cache.after_image(self._model.config, tensors, slots)
 
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out."""
+        return self.step(input_ids, cache)
+
     @torch.inference_mode()
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out."""
@@ -69,3 +81,10 @@ class TorchEngine:
         cache.advance(tuple(present), count)
         logits: FloatArray = self._model.decoder.logits(hidden[:, -1]).numpy()
         return logits
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens."""
+        length = cache.image_slots + count
+        layers = (KV(kv.key[:, :, :length], kv.value[:, :, :length]) for kv in cache.tensors)
+        cache.move_to(tuple(layers))
+        cache.rewind(count)

@@ -1,11 +1,15 @@
 """Checkpoints: a folder with a model's config, weights, tokenizer, chat template and model card.
 
-config.json           {"name", "notice", "config": a HiMixConfig, "encoder", "decoder", "files"}
+config.json           {"name", "notice", "config": a HiMixConfig, "encoder", "decoder", "chat",
+                      "files"}
 model.safetensors     weights under the model's parameter names, in fp32, fp16 or bf16; or, as
                       Hugging Face writes large ones, model.safetensors.index.json and its shards
 tokenizer.json        of the `tokenizers` package
 chat_template.jinja   as Hugging Face writes it
 README.md             the model card
+
+"chat" holds the special tokens that the template names, and where it places an image; a folder
+with a tokenizer_config.json is read as transformers reads it.
 
 "encoder" and "decoder" may name a Hugging Face folder, or a repository of its hub: what the weights
 lack, the projections of a frozen encoder for one, comes from there, and so do the tokenizer and the
@@ -21,19 +25,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
 
 from himix_edge.config import HiMixConfig
-from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, FileRecord
+from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, Chat, FileRecord
 from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.files import refuse_foreign_folder, sha256_of, whole_folder
+from himix_edge.models.chat_files import ChatFiles, read_chat_files
+from himix_edge.models.folder_kind import refuse_other_kinds
 from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
+from himix_edge.models.hub import json_object
 from himix_edge.models.huggingface import (
+    DECODERS,
+    ENCODERS,
     decoder_from_folder,
     encoder_from_folder,
     folder_from_source,
 )
 from himix_edge.models.shards import write_weights
+from himix_edge.models.tokenizer_files import TOKENIZER_CONFIG
 from himix_edge.models.weights import (
     INDEX,
     SHARDS,
@@ -58,6 +69,7 @@ class Checkpoint:
         weights: by the names of the model's parameters, wherever each is stored.
         tokenizer_json, chat_template, model_card: texts.
         files: what the files of weights must be, as far as that is known.
+        chat: what goes with tokenizer and template.
     """
 
     name: str
@@ -68,6 +80,7 @@ class Checkpoint:
     chat_template: str
     model_card: str
     files: Mapping[Path, FileRecord]
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
     def check(self) -> None:
         """Reads all weights.
@@ -107,6 +120,7 @@ class _Header:
     encoder: str | None = None
     decoder: str | None = None
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    chat: Chat | None = None
 
 
 def read_checkpoint(
@@ -122,6 +136,7 @@ def read_checkpoint(
         CheckpointError: files that are missing (all of them) or damaged, a config that can't be
             used, an encoder or a decoder that can't be had.
     """
+    _refuse_hugging_face(folder)
     header = _header(folder)
     encoder, decoder = encoder or header.encoder, decoder or header.decoder
     texts = [MODEL_CARD] if decoder else [TOKENIZER, CHAT_TEMPLATE, MODEL_CARD]
@@ -131,23 +146,23 @@ def read_checkpoint(
     if encoder and any(name.startswith("vision.") for name in lacking):
         place, layer = folder_from_source(encoder), header.config.vision.feature_layer
         weights = {**encoder_from_folder(place, layer).weights, **weights}
-    tokenizer, template = folder / TOKENIZER, folder / CHAT_TEMPLATE
-    own_texts = tokenizer.is_file() and template.is_file()
-    chat_template = template.read_text(encoding="utf-8") if own_texts else ""
-    if decoder and (not own_texts or any(name.startswith("decoder.") for name in lacking)):
-        base = decoder_from_folder(folder_from_source(decoder))
-        weights = {**base.weights, **weights}
-        if not own_texts:
-            tokenizer, chat_template = base.tokenizer, base.chat_template
+    own_texts = (folder / TOKENIZER).is_file() and (folder / CHAT_TEMPLATE).is_file()
+    if own_texts or not decoder:
+        files = _chat_files(folder, header)
+    else:
+        files = read_chat_files(folder_from_source(decoder))
+    if decoder and any(name.startswith("decoder.") for name in lacking):
+        weights = {**decoder_from_folder(folder_from_source(decoder)).weights, **weights}
     return Checkpoint(
         name=header.name,
         notice=header.notice,
         config=header.config,
         weights=weights,
-        tokenizer_json=tokenizer.read_text(encoding="utf-8"),
-        chat_template=chat_template,
+        tokenizer_json=files.tokenizer_json,
+        chat_template=files.chat_template,
         model_card=(folder / MODEL_CARD).read_text(encoding="utf-8"),
         files={folder / name: record for name, record in header.files.items()},
+        chat=files.chat,
     )
 
 
@@ -173,11 +188,13 @@ def save_checkpoint(
     tokenizer_json: str,
     chat_template: str,
     model_card: str,
+    chat: Chat | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a model in memory as a checkpoint folder; see `write_checkpoint`.
 
     Args:
+        chat: what goes with tokenizer and template; by default the end token alone.
         dtype: what the weights are stored in.
 
     Raises:
@@ -186,7 +203,10 @@ def save_checkpoint(
     """
     weights = {key: HeldWeight(tensor.to(dtype)) for key, tensor in model.state_dict().items()}
     texts = (tokenizer_json, chat_template, model_card)
-    write_checkpoint(folder, Checkpoint(name, notice, model.config, weights, *texts, files={}))
+    chat = chat or _default_chat(tokenizer_json, model.config)
+    write_checkpoint(
+        folder, Checkpoint(name, notice, model.config, weights, *texts, files={}, chat=chat)
+    )
 
 
 def write_checkpoint(
@@ -215,14 +235,37 @@ def write_checkpoint(
         MODEL_CARD: checkpoint.model_card,
         **(beside or {}),
     }
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=CONFIG) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _refuse(checkpoint.name, write_weights(temporary, checkpoint.weights, progress))
         files = {file.name: FileRecord.of(file) for file in _files_of_weights(temporary)}
-        header = _Header(checkpoint.name, checkpoint.notice, checkpoint.config, files=files)
+        header = _Header(
+            checkpoint.name, checkpoint.notice, checkpoint.config, files=files, chat=checkpoint.chat
+        )
         data = json.dumps(dataclasses.asdict(header), indent=2)
         (temporary / CONFIG).write_text(data + "\n", encoding="utf-8")
+
+
+def _chat_files(folder: Path, header: _Header) -> ChatFiles:
+    """A checkpoint's own, by its header or by a tokenizer_config.json that was put beside it."""
+    if (folder / TOKENIZER_CONFIG).is_file():
+        return read_chat_files(folder)
+    try:
+        texts = [(folder / name).read_text(encoding="utf-8") for name in (TOKENIZER, CHAT_TEMPLATE)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read the texts of {folder}", found=str(error)) from error
+    return ChatFiles(texts[0], texts[1], header.chat or _default_chat(texts[0], header.config))
+
+
+def _default_chat(tokenizer_json: str, config: HiMixConfig) -> Chat:
+    """Of a checkpoint that says nothing: eos_token is the model's first end token."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception:  # noqa: BLE001 (a bad tokenizer.json is refused where it is used)
+        return Chat()
+    ends = [tokenizer.id_to_token(end) for end in config.decoder.eos_token_ids[:1]]
+    return Chat({"eos_token": ends[0]} if ends and ends[0] is not None else {})
 
 
 def _header(folder: Path) -> _Header:
@@ -234,6 +277,29 @@ def _header(folder: Path) -> _Header:
         raise CheckpointError(
             f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
         ) from error
+
+
+def _refuse_hugging_face(folder: Path) -> None:
+    """Says what a model of another kind is, where a HiMix checkpoint was asked for."""
+    refuse_other_kinds(folder)
+    path = folder / CONFIG
+    data = json_object(path) if path.is_file() else {}
+    kind = data.get("model_type")
+    if not isinstance(kind, str):
+        return
+    if kind in DECODERS:
+        part, fix = "language decoder", f"name it with --decoder {folder}, beside an --encoder"
+    elif kind in ENCODERS:
+        part, fix = "vision encoder", f"name it with --encoder {folder}, beside a --decoder"
+    else:
+        part = "model"
+        fix = f"a LLaVA becomes one with: himix-edge convert {folder} --calibration PICTURES -o OUT"
+    raise CheckpointError(
+        f"{folder} is no HiMix checkpoint",
+        expected="one that himix-edge trained or converted",
+        found=f"a Hugging Face {part} of model_type {kind!r}",
+        fix=fix,
+    )
 
 
 def _require_files(folder: Path, header: _Header, texts: list[str]) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from himix_edge.config import DecoderConfig
+from himix_edge.contract import SUPPRESSED_LOGIT
 
 
 class KV(NamedTuple):
@@ -26,12 +27,18 @@ class KV(NamedTuple):
 class Decoder(nn.Module):
     """Token ids and a cache in, logits and the longer cache out (HF: Qwen2ForCausalLM)."""
 
+    suppression: Tensor  # [V], in fp32, where tokens are suppressed
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.model = DecoderModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.suppressed_token_ids:  # not on the meta device, where a model to trace is made
+            suppression = torch.zeros(config.vocab_size, dtype=torch.float32, device="cpu")
+            suppression[list(config.suppressed_token_ids)] = SUPPRESSED_LOGIT
+            self.register_buffer("suppression", suppression, persistent=False)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, past: list[KV] | None = None
@@ -50,10 +57,20 @@ class Decoder(nn.Module):
         return self.model(self.model.embed_tokens(input_ids), position_ids, past)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., h] -> [..., V]"""
-        if self.config.tie_word_embeddings:
-            return F.linear(hidden, self.model.embed_tokens.weight)
-        return self.lm_head(hidden)
+        """[..., h] -> [..., V], in fp32 where some are suppressed"""
+        return self.suppressed(F.linear(hidden, self.head))
+
+    @property
+    def head(self) -> Tensor:
+        """[V, h]"""
+        tied = self.config.tie_word_embeddings
+        return self.model.embed_tokens.weight if tied else self.lm_head.weight
+
+    def suppressed(self, logits: Tensor) -> Tensor:
+        """[..., V] -> [..., V]: those that are never to be chosen far below all others."""
+        if not self.config.suppressed_token_ids:
+            return logits
+        return logits.float() + self.suppression.float()
 
 
 class DecoderModel(nn.Module):

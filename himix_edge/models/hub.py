@@ -12,11 +12,14 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from himix_edge.errors import CheckpointError
 
+CONFIG = "config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-# Of the repository's top folder, what is read here; pickled weights (.bin) never are.
+# Of the repository's top folder, what is read here; pickled weights where there are no others.
 FILES = [
     "*.json", "*.jinja", "README.md", "LICENSE*", "model.safetensors", "model-*.safetensors",
+    "tokenizer.model", "merges.txt",
 ]  # fmt: skip
+PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 
 def folder_from_source(source: str) -> Path:
@@ -42,9 +45,9 @@ def folder_from_source(source: str) -> Path:
             fix="check the path",
         )
     try:
-        return Path(
-            huggingface_hub.snapshot_download(source, allow_patterns=FILES, ignore_patterns=["*/*"])
-        )
+        folder = _downloaded(source, FILES)
+        whole = any(folder.glob("*.safetensors"))
+        return folder if whole else _downloaded(source, [*FILES, *PICKLED_FILES])
     except GatedRepoError as error:
         raise CheckpointError(
             f"cannot download {source}",
@@ -65,6 +68,12 @@ def folder_from_source(source: str) -> Path:
             fix=f"download it where there is a connection, with: hf download {source} "
             "--local-dir FOLDER, and name that folder instead",
         ) from error
+
+
+def _downloaded(source: str, files: list[str]) -> Path:
+    return Path(
+        huggingface_hub.snapshot_download(source, allow_patterns=files, ignore_patterns=["*/*"])
+    )
 
 
 def name_of(folder: Path) -> str:

@@ -29,13 +29,16 @@ from transformers import (
 
 from himix_edge.config import DecoderConfig, PreprocessConfig, VisionConfig
 from himix_edge.errors import CheckpointError, ConfigError
-from himix_edge.models.hub import folder_from_source, json_object, name_of
+from himix_edge.models.folder_kind import refuse_other_kinds
+from himix_edge.models.hub import CONFIG, folder_from_source, json_object, name_of
 from himix_edge.models.preprocessor import preprocess_from_json
+from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.tokenizer_files import PROCESSOR_CONFIG, chat_template_of, tokenizer_of
 from himix_edge.models.weights import StoredWeight, stored_weights
 from himix_edge.plain import dataclass_from_dict
 
 __all__ = [
+    "CONFIG",
     "DecoderSource",
     "EncoderSource",
     "decoder_from_folder",
@@ -43,8 +46,6 @@ __all__ = [
     "folder_from_source",
 ]
 
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 
 ENCODERS: dict[str, type[PreTrainedConfig]] = {
@@ -61,7 +62,7 @@ TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_sca
 # What a vision model has beyond its layers, which X_v has no use for, and an old file's buffer.
 VISION_REST = ("post_layernorm.", "head.", "embeddings.position_ids")
 
-EMBEDDING = "decoder.model.embed_tokens.weight"
+EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,11 @@ class DecoderSource:
     Attributes:
         name: hub id or folder name, for people.
         weights: under HiMix's names, "decoder.model....", "decoder.lm_head.weight".
-        tokenizer: the path of its `tokenizer.json`.
-        chat_template: the template's text.
     """
 
     name: str
     decoder: DecoderConfig
     weights: dict[str, StoredWeight]
-    tokenizer: Path
-    chat_template: str
 
 
 def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
@@ -106,6 +103,7 @@ def encoder_from_folder(folder: Path, feature_layer: int = -2) -> EncoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
+    refuse_other_kinds(folder)
     path = folder / CONFIG
     data = json_object(path)
     with refusing(path):
@@ -124,14 +122,16 @@ def decoder_from_folder(folder: Path) -> DecoderSource:
     Raises:
         CheckpointError: a file that is missing or corrupt, or a model that we don't have.
     """
+    refuse_other_kinds(folder)
     path = folder / CONFIG
     data = json_object(path)
     with refusing(path):
-        config = decoder_config(data, stated_eos_token_ids(folder))
+        config = decoder_config(data)
+    config = with_stated_ids(folder, config, data)
     config, weights = decoder_weights(stored_weights(folder), config)
-    return DecoderSource(
-        name_of(folder), config, weights, tokenizer_of(folder), chat_template_of(folder)
-    )
+    tokenizer_of(folder)
+    chat_template_of(folder)
+    return DecoderSource(name_of(folder), config, weights)
 
 
 def vision_config(
@@ -203,12 +203,11 @@ def vision_weights(
     return weights
 
 
-def decoder_config(data: Mapping[str, Any], eos_token_ids: Iterable[int] = ()) -> DecoderConfig:
-    """What Hugging Face's config of a decoder says.
+def decoder_config(data: Mapping[str, Any]) -> DecoderConfig:
+    """What Hugging Face's config of a decoder says, but for the ids: see `stated_ids`.
 
     Args:
         data: a `config.json`, or the `text_config` in one.
-        eos_token_ids: what ends an answer beside, and ahead of, those that it names.
 
     Raises:
         ConfigError: a decoder that we don't have. Transformers' own checks raise what they raise.
@@ -231,7 +230,6 @@ def decoder_config(data: Mapping[str, Any], eos_token_ids: Iterable[int] = ()) -
             "rope_theta": rope["rope_theta"],
             "rope_scaling": _rope_scaling(rope),
             "attention_bias": config.model_type == "qwen2",
-            "eos_token_ids": list(dict.fromkeys((*eos_token_ids, *_as_list(config.eos_token_id)))),
         },
     )
 
@@ -245,19 +243,12 @@ def decoder_weights(
         for name, weight in stored.items()
         if not name.endswith(".rotary_emb.inv_freq")  # a buffer in old files
     }
-    embedding, head = EMBEDDING, "decoder.lm_head.weight"
-    if config.tie_word_embeddings and embedding in weights and head in weights:
-        if torch.equal(weights[embedding].read(), weights[head].read()):
-            del weights[head]
+    if config.tie_word_embeddings and EMBEDDING in weights and HEAD in weights:
+        if torch.equal(weights[EMBEDDING].read(), weights[HEAD].read()):
+            del weights[HEAD]
         else:  # as transformers does: what is stored outweighs what the config says
             config = dataclasses.replace(config, tie_word_embeddings=False)
     return config, weights
-
-
-def stated_eos_token_ids(folder: Path) -> list[Any]:
-    """What ends an answer, as `generation_config.json` says; none if it doesn't."""
-    path = folder / GENERATION_CONFIG
-    return _as_list(json_object(path).get("eos_token_id") if path.is_file() else None)
 
 
 def _unsupported(config: Any, rope: Mapping[str, Any]) -> Iterator[str]:
@@ -285,10 +276,6 @@ def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     )  # fmt: skip
     return {name: rope[name] for name in fields}
-
-
-def _as_list(ids: Any) -> list[Any]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def known_kind(data: Mapping[str, Any], known: Iterable[str], part: str = "") -> str:

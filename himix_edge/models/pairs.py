@@ -29,7 +29,10 @@ from himix_edge.presets import (
 from himix_edge.trained import trained_checkpoints
 
 # No part of a model's shape: here a checkpoint may differ from a preset, and is right.
-CHECKPOINT_DECIDES = ("feature_layer", "eos_token_ids", "max_position_embeddings", "hidden_act")
+CHECKPOINT_DECIDES = (
+    "feature_layer", "eos_token_ids", "suppressed_token_ids", "max_position_embeddings",
+    "hidden_act",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

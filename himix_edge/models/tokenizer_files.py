@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER
 from himix_edge.errors import CheckpointError
-from himix_edge.models.hub import json_object
+from himix_edge.models.hub import CONFIG, json_object
 
+SENTENCEPIECE, BYTE_LEVEL = "tokenizer.model", ("vocab.json", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 CHAT_TEMPLATE_JSON = "chat_template.json"
@@ -25,15 +28,41 @@ def tokenizer_of(folder: Path) -> Path:
     """
     path = folder / TOKENIZER
     if not path.is_file():
-        other = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
+        found = [name for name in (SENTENCEPIECE, *BYTE_LEVEL) if (folder / name).is_file()]
+        slow = _slow_class(folder, found)
+        place = json.dumps(str(folder))
+        script = (
+            f"from transformers import {slow}; "
+            f"{slow}.from_pretrained({place}).save_pretrained({place})"
+        )
         raise CheckpointError(
             f"{folder} has no tokenizer that a device can read",
             expected=TOKENIZER,
-            found=" ".join(other) or "none",
-            fix=f'convert it with: python -c "from transformers import AutoTokenizer; '
-            f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\"",
+            found=" ".join(found) or "none",
+            fix=f"convert it with: python -c {shlex.quote(script)}"
+            if slow
+            else f"copy the model's {TOKENIZER} there, or its {SENTENCEPIECE}",
         )
     return path
+
+
+def _slow_class(folder: Path, found: Sequence[str]) -> str | None:
+    """The class of transformers that makes a tokenizer.json of the files found; None if none does.
+
+    Where the folder names no class, transformers' own guess leaves out what Llama's puts before a
+    text, and has none for byte-level files.
+    """
+    if SENTENCEPIECE not in found and not set(BYTE_LEVEL) <= set(found):
+        return None
+    for name in (TOKENIZER_CONFIG, CONFIG):
+        data = json_object(folder / name) if (folder / name).is_file() else {}
+        if isinstance(data.get("tokenizer_class"), str):
+            return "AutoTokenizer"
+    if SENTENCEPIECE in found:
+        return "LlamaTokenizer"
+    text = data.get("text_config")
+    kinds = (data.get("model_type"), text.get("model_type") if isinstance(text, dict) else None)
+    return "Qwen2Tokenizer" if "qwen2" in kinds else "GPT2Tokenizer"
 
 
 def chat_template_of(folder: Path, places: Sequence[str] = TOKENIZER_PLACES) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -19,6 +20,7 @@ from himix_edge.errors import CheckpointError
 SINGLE_FILE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
 INDEX = "model.safetensors.index.json"  # as Hugging Face names it: {"weight_map": {tensor: shard}}
+PICKLED_FILE, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class Weight(Protocol):
@@ -41,6 +43,7 @@ class Weight(Protocol):
 
 
 Weights: TypeAlias = Mapping[str, Weight]
+TensorsOf: TypeAlias = Callable[[Path], Iterator[tuple[str, "StoredWeight"]]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,17 @@ class StoredWeight:
 
 
 @dataclass(frozen=True)
+class PickledWeight(StoredWeight):
+    """A tensor of a file of `torch.save`, mapped anew at each reading and let go after it."""
+
+    def _stored(self) -> Tensor:
+        tensors = unpickled(self.path)
+        if self.key not in tensors:
+            raise _not_tensors_alone(self.path, f"no {self.key}: it was changed meanwhile")
+        return tensors[self.key].clone()
+
+
+@dataclass(frozen=True)
 class HeldWeight:
     """A tensor that is in memory anyway."""
 
@@ -94,6 +108,24 @@ class HeldWeight:
 
     def problem(self) -> str | None:
         return None if bool(self.tensor.isfinite().all()) else "is not finite"
+
+
+@dataclass(frozen=True)
+class RowOf:
+    """One row of a matrix, as a vector."""
+
+    matrix: Weight
+    row: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.matrix.shape[1:]
+
+    def read(self) -> Tensor:
+        return self.matrix.read()[self.row].clone()
+
+    def problem(self) -> str | None:
+        return self.matrix.problem()
 
 
 @dataclass(frozen=True)
@@ -193,30 +225,35 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     """All tensors of a folder with one `model.safetensors`, or with an index and its shards.
 
     One file outweighs an index, as in transformers, whose `save_pretrained` leaves an old index be.
+    Where there is no safetensors file, the same of `pytorch_model.bin`.
 
     Raises:
         CheckpointError: none there, shards that are missing (all of them), or a corrupt file.
     """
-    if not (folder / SINGLE_FILE).is_file():
-        if (folder / INDEX).is_file():
-            return _sharded(folder)
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        raise CheckpointError(
-            f"{folder} has no weights",
-            expected=f"{SINGLE_FILE}, or {INDEX} and its shards",
-            found=f"{', '.join(pickled)}, which is never unpickled" if pickled else "neither",
-            fix="save it again with save_pretrained(folder, safe_serialization=True)",
-        )
-    return dict(_tensors_of(folder / SINGLE_FILE))
+    for single, index, tensors_of in (
+        (SINGLE_FILE, INDEX, _tensors_of),
+        (PICKLED_FILE, PICKLED_INDEX, _pickled_tensors_of),
+    ):
+        if (folder / single).is_file():
+            return dict(tensors_of(folder / single))
+        if (folder / index).is_file():
+            return _sharded(folder, index, tensors_of)
+    other = sorted(path.name for path in folder.glob("*.bin"))
+    raise CheckpointError(
+        f"{folder} has no weights",
+        expected=f"{SINGLE_FILE}, or {INDEX} and its shards",
+        found=", ".join(other) or "neither",
+        fix="save it again with save_pretrained(folder)",
+    )
 
 
-def _sharded(folder: Path) -> dict[str, StoredWeight]:
+def _sharded(folder: Path, index: str, tensors_of: TensorsOf) -> dict[str, StoredWeight]:
     try:
-        shards: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        shards: dict[str, str] = json.loads((folder / index).read_bytes())["weight_map"]
         paths = sorted({folder / name for name in shards.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"cannot read {folder / INDEX}", expected='{"weight_map": ...}', found=repr(error)
+            f"cannot read {folder / index}", expected='{"weight_map": ...}', found=repr(error)
         ) from error
     if missing := [path.name for path in paths if not path.is_file()]:
         raise CheckpointError(
@@ -225,10 +262,10 @@ def _sharded(folder: Path) -> dict[str, StoredWeight]:
             found=f"no {', no '.join(missing)}",
             fix="copy or download those again; the others may stay",
         )
-    found = {name: weight for path in paths for name, weight in _tensors_of(path)}
+    found = {name: weight for path in paths for name, weight in tensors_of(path)}
     if lost := sorted(shards.keys() - found.keys()):
         raise CheckpointError(
-            f"{folder / INDEX} is not that of its shards", found=f"no {', no '.join(lost)} in them"
+            f"{folder / index} is not that of its shards", found=f"no {', no '.join(lost)} in them"
         )
     return found
 
@@ -240,6 +277,44 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, StoredWeight]]:
                 yield key, StoredWeight(path, key, tuple(file.get_slice(key).get_shape()))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _pickled_tensors_of(path: Path) -> Iterator[tuple[str, StoredWeight]]:
+    for key, tensor in unpickled(path).items():
+        yield key, PickledWeight(path, key, tuple(tensor.shape))
+
+
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, on disk until they are looked at.
+
+    Raises:
+        CheckpointError: anything but plain tensors by name: code of any kind, a file from before
+            torch 1.6, one that is damaged.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise _not_tensors_alone(path, "objects that are no tensors, which are not read") from error
+    except Exception as error:  # torch raises what its parts raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise _not_tensors_alone(path, f"{type(error).__name__}: {reason}") from error
+    if not isinstance(found, dict):
+        raise _not_tensors_alone(path, type(found).__name__)
+    for key, value in found.items():
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+        if not isinstance(key, str) or not plain or value.is_quantized:
+            raise _not_tensors_alone(path, f"{type(value).__name__} under {key!r:.40}")
+    return {key: value.detach() for key, value in found.items()}
+
+
+def _not_tensors_alone(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path}",
+        expected="tensors by name, and nothing else, as torch.save writes them",
+        found=found,
+        fix="copy it again, if it came from elsewhere; or save it as safetensors, where it was "
+        "made, with save_pretrained(folder)",
+    )
 
 
 def renamed(weights: Mapping[str, StoredWeight], old: str, new: str) -> dict[str, StoredWeight]:

@@ -5,13 +5,16 @@ open_engine                where: CPU, CUDA, TensorRT                  devices.p
 Engine.encode              -> the image's keys and values              base.py, ort.py, trt.py
 Engine.open, Engine.step   a cache that begins with them, and grows    kvcache.py
 generate                   prefill, sample, decode                     generate.py, sampling.py
+ChatTemplate, Tokenizer    a conversation -> token ids                 chat.py, tokenizer.py
+Conversation               turn after turn on one cache                conversation.py
 Model                      all of it, by name                          model.py
 """
 
 from __future__ import annotations
 
+from himix_edge.runtimes.conversation import Conversation, EncodedImage
 from himix_edge.runtimes.generate import Answer
-from himix_edge.runtimes.model import Conversation, EncodedImage, Model, load
+from himix_edge.runtimes.model import Model, load
 from himix_edge.runtimes.sampling import SamplingOptions
 
 __all__ = ["Answer", "Conversation", "EncodedImage", "Model", "SamplingOptions", "load"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from himix_edge.console import print_json
 from himix_edge.runtimes.image_sources import ImageSource
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.sampling import SamplingOptions
@@ -18,11 +18,12 @@ def print_answer(
     *,
     as_json: bool,
     resize: str | None = None,
+    system: str | None = None,
 ) -> None:
     """Answers, and says on stderr who does, and what may make the answer doubtful.
 
     Args:
-        resize: see `Model.encode`.
+        resize, system: see `Model.encode` and `Model.chat`.
         as_json: print one JSON object when done: the text, token counts, milliseconds by phase.
 
     Raises:
@@ -30,7 +31,7 @@ def print_answer(
     """
     manifest = model.manifest
     image = model.encode(source, resize=resize)
-    answer = model.generate(image, prompt, options)
+    answer = model.generate(image, prompt, options, system=system)
     for obstacle in model.passed_over:
         print(f"On {model.device}, because {obstacle}", file=sys.stderr)
     name = manifest.name if model.device == "cpu" else f"{manifest.name}, on {model.device}"
@@ -57,4 +58,4 @@ def print_answer(
             for phase, ms in {**image.milliseconds, **answer.milliseconds}.items()
         },
     }
-    print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
+    print_json(result)

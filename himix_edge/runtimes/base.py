@@ -1,7 +1,8 @@
-"""What a runtime is: one file with three methods; everything above them is the same for all."""
+"""What a runtime is: one file with five methods; everything above them is the same for all."""
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,12 +29,14 @@ class VisionKV:
         wait: returns when they are there, for engines that encode in the background. Only who
             measures need call it; `step` waits by itself.
         writers: the conversation that goes on in these very buffers, if one does; see `lend`.
+        lending: held while that is decided.
     """
 
     tensors: tuple[Any, ...]
     slots: int
     wait: Callable[[], None] = lambda: None
     writers: weakref.WeakSet[Cache] = field(default_factory=weakref.WeakSet)
+    lending: threading.Lock = field(default_factory=threading.Lock)
 
     def lend(self, cache: Cache) -> bool:
         """Whether a cache of fixed size may use the image's own buffers.
@@ -41,14 +44,19 @@ class VisionKV:
         Text never overwrites the image's slots, so one conversation may; while it lasts, any other
         needs a copy.
         """
-        if self.writers:
-            return False
-        self.writers.add(cache)
-        return True
+        with self.lending:
+            if self.writers:
+                return False
+            self.writers.add(cache)
+            return True
 
 
 class Engine(Protocol):
-    """Runs the two graphs of a bundle."""
+    """Runs the graphs of a bundle.
+
+    Which of them a token goes through depends on what it is, a token of a prompt or a generated
+    one, never on how many come at a time or on what was asked before.
+    """
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
@@ -61,11 +69,30 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
-        """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out.
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out.
+
+        In how many calls a prompt comes makes no difference.
 
         Raises:
             PromptError: the cache has less than M slots left; it is then unchanged.
+        """
+        ...
+
+    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M generated tokens [B, M] go into the cache; the logits [B, V] of the last come out.
+
+        Raises:
+            PromptError: the cache has less than M slots left; it is then unchanged.
+        """
+        ...
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens.
+
+        Args:
+            count: at most `cache.text_length`; what a prompt goes on from is at most
+                `cache.reusable`.
         """
         ...
 

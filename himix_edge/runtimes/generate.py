@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from himix_edge.runtimes.base import Engine, FloatArray
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.tokenizer import Detokenizer
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 TokenStream: TypeAlias = Generator[int, None, FinishReason]
 
 
@@ -27,11 +28,13 @@ def generate(
 ) -> TokenStream:
     """Goes on with a text about the image in the cache.
 
-    Whatever of the text the cache has not seen is fed first: at the beginning the prompt, from then
-    on the token chosen last. So a further turn is another `generate` on the same cache and text.
+    What the cache has not seen of the text is its prompt: prefill takes it at once, decode then
+    each token chosen last. So a further turn is another `generate` on the same cache and a longer
+    text.
 
     Args:
-        text: all token ids of the conversation; every token chosen is put at its end.
+        text: all token ids of the conversation, at least one more than the cache has seen; every
+            token chosen is put at its end.
         sample: logits [V] and the text -> the next token.
         end: tokens that end the answer; they become no part of the text.
         max_tokens: at most as many as the cache has room for after the prompt.
@@ -39,26 +42,32 @@ def generate(
     Yields:
         token ids; the generator's return value says why they ended.
     """
-    for _ in range(max_tokens):
-        unseen = np.array([text[cache.text_length :]], dtype=np.int64)  # [1, M]
-        logits = engine.step(unseen, cache)  # prefill, then decode
+    unseen = np.array([text[cache.text_length :]], dtype=np.int64)  # [1, M]
+    logits = engine.prefill(unseen, cache)
+    for count in range(1, max_tokens + 1):
         token = sample(logits[0], text)
         if token in end:
             return "stop"
         text.append(token)
         yield token
+        if count < max_tokens:
+            logits = engine.step(np.array([[token]], dtype=np.int64), cache)  # decode
     return "length"
 
 
 class Answer(Iterator[str]):
     """An answer's text, piece by piece while it is made; the attributes are final when it ends.
 
+    `for piece in answer` makes it in the thread that reads it, `async for piece in answer` in a
+    thread of asyncio's. `cancel` and `close` may be called from any thread.
+
     Attributes:
         text: the pieces so far.
-        prompt_tokens: of this turn, template included.
+        prompt_tokens: of the whole conversation up to this answer, template included, image not.
+        cached_tokens: how many of them were in the cache from an earlier turn or question.
         tokens: how many were generated, the end token not counted.
         finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the context
-            is full), or None while it is not at its end.
+            is full), "cancelled", or None while it is not at its end.
         milliseconds: by phase; "prefill" up to the first token, "decode" all later ones.
     """
 
@@ -68,18 +77,45 @@ class Answer(Iterator[str]):
         detokenizer: Detokenizer,
         stop: Sequence[str],
         prompt_tokens: int,
+        cached_tokens: int = 0,
     ) -> None:
         self.text = ""
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
         self.milliseconds = {"prefill": 0.0, "decode": 0.0}
         self._pieces = self._stream(token_stream, detokenizer, StopStrings(stop))
+        self._cancelled = False
+        # Held while a piece is made. Reentrant, as a signal's handler may cancel within `next`.
+        self._making = threading.RLock()
+        self._is_making = False
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.text!r}, finish_reason={self.finish_reason!r}>"
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self.text += piece
-        return piece
+        with self._making:
+            self._is_making = True
+            try:
+                piece = next(self._pieces)
+            finally:
+                self._is_making = False
+                if self._cancelled:
+                    self._end()
+            self.text += piece
+            return piece
+
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        """The pieces, each made in another thread; a task that is cancelled cancels the answer."""
+        import asyncio
+
+        try:
+            while (piece := await asyncio.to_thread(next, self, None)) is not None:
+                yield piece
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     def read(self) -> str:
         """The whole text, once it is all there."""
@@ -87,15 +123,35 @@ class Answer(Iterator[str]):
             pass
         return self.text
 
+    def cancel(self) -> None:
+        """Ends the answer before its next token, and returns at once."""
+        self._cancelled = True
+        if self._making.acquire(blocking=False):  # nobody makes a piece that would see it
+            try:
+                self._end()
+            finally:
+                self._making.release()
+
     def close(self) -> None:
-        """Ends the answer where it is."""
+        """Ends the answer where it is, and returns when the token in the making is done."""
+        self._cancelled = True
+        with self._making:
+            self._end()
+
+    def _end(self) -> None:
+        if self._is_making:  # called within this thread's own `next`, which ends it
+            return
         self._pieces.close()
+        self.finish_reason = self.finish_reason or "cancelled"
 
     def _stream(
         self, token_stream: TokenStream, detokenizer: Detokenizer, stop: StopStrings
     ) -> Generator[str, None, None]:
         phase = "prefill"
         while self.finish_reason is None:
+            if self._cancelled:
+                self.finish_reason = "cancelled"
+                return
             try:
                 with timed(self.milliseconds, phase):
                     token = next(token_stream)

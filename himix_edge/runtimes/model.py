@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from himix_edge.contract import ENGINES, TOKENIZER, Manifest
-from himix_edge.errors import BundleError, PromptError
-from himix_edge.runtimes.base import BranchingEngine, Engine, VisionKV
+from himix_edge.errors import BundleError, ImageError
+from himix_edge.runtimes.base import Engine
+from himix_edge.runtimes.chat import Message
+from himix_edge.runtimes.conversation import Conversation, EncodedImage, first_history
 from himix_edge.runtimes.devices import BuildReport, Choices, open_engine
-from himix_edge.runtimes.generate import Answer, generate, timed
+from himix_edge.runtimes.generate import Answer, timed
 from himix_edge.runtimes.image_sources import Channels, ImageSource
-from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.preprocess import prepare
-from himix_edge.runtimes.sampling import Sampler, SamplingOptions
-from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
+from himix_edge.runtimes.sampling import SamplingOptions
+from himix_edge.runtimes.tokenizer import Tokenizer
 
 SMALL = 1 << 24  # bytes; a file of less is checked before anything reads it
 
@@ -65,7 +65,7 @@ def load(
             checked = background.submit(large.check_files, folder)
         if checked and may_build:
             checked.result()
-        tokenizing = background.submit(_tokenizer, folder / TOKENIZER, manifest)
+        tokenizing = background.submit(_tokenizer, folder, manifest)
         try:
             opened = open_engine(folder, manifest, device, choices)
         finally:  # a file that is corrupt, or no tokenizer, is why nothing else works either
@@ -82,11 +82,12 @@ def _by_size(manifest: Manifest) -> tuple[Manifest, Manifest]:
     return dataclasses.replace(manifest, files=small), dataclasses.replace(manifest, files=large)
 
 
-def _tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
-    tokenizer, most = Tokenizer(path, manifest.chat), manifest.config.decoder.vocab_size
+def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    tokenizer = Tokenizer.from_folder(folder, manifest.chat)
+    most = manifest.config.decoder.vocab_size
     if tokenizer.vocab_size > most:
         raise BundleError(
-            f"{path} is not this decoder's",
+            f"{folder / TOKENIZER} is not this decoder's",
             expected=f"at most {most} token ids",
             found=str(tokenizer.vocab_size),
             fix="export the checkpoint again with the tokenizer it was trained with",
@@ -94,43 +95,11 @@ def _tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-@dataclass(eq=False)
-class Latest:
-    """The conversation about an image that was begun last.
-
-    Attributes:
-        cache: None before the first.
-        text: all its token ids; the cache has seen a beginning of them.
-    """
-
-    cache: Cache | None = None
-    text: list[int] = field(default_factory=list)
-
-    def shared(self, ids: list[int]) -> int:
-        """With how many of its tokens a prompt begins; one of the prompt at least is left."""
-        seen = self.text[: self.cache.text_length] if self.cache else []
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-1]))  # noqa: B905
-        return len(list(pairs))
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image as the decoder sees it, good for any number of questions.
-
-    Attributes:
-        milliseconds: by phase, "preprocess" (reading and resizing) and "vision" (the graph).
-        notices: why the model may see too little of it; empty for most images.
-        latest: the conversation about it that was begun last.
-    """
-
-    kv: VisionKV
-    milliseconds: dict[str, float]
-    latest: Latest = field(default_factory=Latest)
-    notices: tuple[str, ...] = ()
-
-
 class Model:
     """An engine, its tokenizer, and what the manifest says of them; see `load`.
+
+    All methods may be called from any number of threads at a time, with images shared among them. A
+    `Conversation` belongs to one thread at a time.
 
     Attributes:
         device: where it runs.
@@ -147,9 +116,38 @@ class Model:
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self.engine = engine
         self.device = device
         self.passed_over = passed_over
+        self._engine: Engine | None = engine
+        self._origin = (manifest.digest(), device)
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._engine is None else ""
+        return f"<Model {self.manifest.name!r} on {self.device}{closed}>"
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the graphs and their memory, once the answers that are being read have ended."""
+        self._engine = None
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the graphs.
+
+        Raises:
+            BundleError: the model is closed.
+        """
+        if self._engine is None:
+            raise BundleError(
+                f"the model {self.manifest.name!r} is closed",
+                fix="load it again with himix_edge.load, and ask within its `with` block",
+            )
+        return self._engine
 
     def encode(
         self,
@@ -182,100 +180,64 @@ class Model:
             kv = self.engine.encode(prepared.pixels)
             if wait:
                 kv.wait()
-        return EncodedImage(kv, milliseconds, notices=prepared.notices)
+        return EncodedImage(kv, milliseconds, self._origin, prepared.notices)
 
     def generate(
         self,
-        image: EncodedImage,
+        image: EncodedImage | ImageSource,
         prompt: str,
         options: SamplingOptions | None = None,
+        *,
+        system: str | None = None,
         **changes: Any,
     ) -> Answer:
         """Answers one question about an image.
 
         Args:
+            image: an encoded image; anything that `encode` takes is encoded first, for this
+                question alone.
             options: how tokens are chosen; greedy by default.
+            system: a system prompt, for templates that have a place for one.
             changes: single options by name, on top of `options`: `temperature=0.7`.
 
         Returns:
             an iterator over the text's pieces, which works while it is read.
 
         Raises:
-            PromptError: an empty prompt, or one that the context can't hold.
+            PromptError: an empty prompt, or one that the context can't hold, or that the chat
+                template refuses.
             ConfigError: an unknown option, or one out of range.
+            ImageError: an image that can't be read, or that another bundle has encoded.
         """
-        return self.chat(image).ask(prompt, options, **changes)
+        return self.chat(image, system=system).ask(prompt, options, **changes)
 
-    def chat(self, image: EncodedImage) -> Conversation:
-        """A conversation about an image: each question builds on all before it."""
-        return Conversation(self, image)
+    def chat(
+        self,
+        image: EncodedImage | ImageSource,
+        *,
+        system: str | None = None,
+        history: Sequence[Message] = (),
+    ) -> Conversation:
+        """A conversation about an image: each question builds on all before it.
 
+        Args:
+            image: as for `generate`.
+            system: a system prompt, for templates that have a place for one.
+            history: earlier turns, [{"role": "user", "content": ...}, {"role": "assistant", ...},
+                ...].
 
-class Conversation:
-    """Turn after turn on one cache.
-
-    Its cache begins as that of the conversation about the image before it, as far as their first
-    prompts begin alike: with the head of the chat template, if with nothing else. What such tokens
-    leave in a cache depends on the image and each other alone.
-    """
-
-    def __init__(self, model: Model, image: EncodedImage) -> None:
-        self._model = model
-        self._image = image
-        self._cache: Cache | None = None
-        self._text: list[int] = []  # of all turns; the cache has seen a beginning of it
-        self._answer: Answer | None = None
-
-    def ask(self, prompt: str, options: SamplingOptions | None = None, **changes: Any) -> Answer:
-        """The next turn; arguments, result and errors are those of `Model.generate`.
-
-        An earlier answer that was not read to its end ends where it was left. Of an answer cut by
-        a stop string, the turns after it see the tokens that spelled it.
+        Raises:
+            PromptError: a history that is none.
+            ImageError: as for `generate`.
         """
-        options = (options or SamplingOptions()).updated(changes)
-        model, chat = self._model, self._model.tokenizer.chat
-        ids = model.tokenizer.encode_turn(chat.next if self._text else chat.first, _worded(prompt))
-        cache = self._cache or self._begun(ids)
-        left = cache.capacity - cache.image_slots - len(self._text)
-        if len(ids) >= left:
-            raise PromptError(
-                "the prompt is too long",
-                expected=f"at most {max(left - 1, 0)} tokens, template included",
-                found=str(len(ids)),
-                fix="begin a new conversation" if self._text else "shorten it",
+        messages = first_history(system, history)
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        if encoded.origin != self._origin:
+            digest, device = encoded.origin
+            raise ImageError(
+                "the image was encoded by another bundle or on another device",
+                expected=f"bundle {self._origin[0][:12]} on {self.device}",
+                found=f"bundle {digest[:12]} on {device}",
+                fix="encode it with the model that is asked about it",
             )
-        if self._answer:
-            self._answer.close()
-        self._text += ids
-        if self._cache is None:
-            self._cache = cache
-            self._remember(cache)
-        token_stream = generate(
-            model.engine,
-            cache,
-            self._text,
-            Sampler(options),
-            model.manifest.config.decoder.eos_token_ids,
-            min(options.max_tokens, left - len(ids)),
-        )
-        self._answer = Answer(token_stream, Detokenizer(model.tokenizer), options.stop, len(ids))
-        return self._answer
-
-    def _begun(self, ids: list[int]) -> Cache:
-        """A cache for a conversation that begins with these tokens."""
-        engine, latest = self._model.engine, self._image.latest
-        shared = latest.shared(ids)
-        if latest.cache and shared and isinstance(engine, BranchingEngine):
-            return engine.branch(latest.cache, shared)
-        return engine.open(self._image.kv)
-
-    def _remember(self, cache: Cache) -> None:
-        engine = self._model.engine
-        if isinstance(engine, BranchingEngine) and engine.branches:
-            self._image.latest.cache, self._image.latest.text = cache, self._text
-
-
-def _worded(prompt: object) -> str:
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise PromptError("the prompt is empty", expected="a question", fix='ask, say, "describe"')
-    return prompt
+        return Conversation(self, encoded, messages)

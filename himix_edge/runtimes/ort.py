@@ -12,15 +12,15 @@ import numpy as np
 from himix_edge import contract
 from himix_edge.engines.profiles import decoder_profiles, vision_profile
 from himix_edge.engines.store import Engines
-from himix_edge.errors import BundleError, ConfigError
+from himix_edge.errors import BundleError
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV, in_parts
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.ort_cache import Tensors, tensorkeeper
 from himix_edge.runtimes.ort_contract import Nodes, check_nodes, decoder_nodes, vision_nodes
 from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
+from himix_edge.runtimes.threads import checked_threads
 
 PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
-PROMPT_TOKENS = 8  # so many at a time, and products in int8 are faster than reading int4 weights
 
 
 class OrtEngine:
@@ -50,13 +50,9 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
-            ConfigError: threads below 1.
+            ConfigError: threads below 1, or far more than cores.
         """
         self._ort = import_onnxruntime()
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise ConfigError(
-                "threads is out of range", expected="a whole number from 1 up", found=repr(threads)
-            )
         if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",
@@ -65,7 +61,7 @@ class OrtEngine:
                 fix="export it again with --dtype float32",
             )
         self.branches = provider.on_cpu
-        self._threads = threads
+        self._threads = checked_threads(threads)
         self._config = config = manifest.config
         self._keeper = tensorkeeper(manifest, provider)
         sizes = compiled.key.sizes if compiled else provider.sizes(manifest)
@@ -90,7 +86,7 @@ class OrtEngine:
         with ThreadPoolExecutor(2 if provider.on_cpu else 1) as pool:
             sessions = list(pool.map(self._session, graphs, providers, nodes))
         self._vision, self._decoder, *prompts = sessions
-        self._prompts = next(iter(prompts), None)
+        self._prompts = prompts[0] if prompts else self._decoder
 
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[B, 3, H, W] -> per layer keys and values [B, Hkv, P + N, D]"""
@@ -113,21 +109,38 @@ class OrtEngine:
         """A fresh cache that begins as another: with its image and first `count` text tokens."""
         length = cache.image_slots + count
         tensors = self._keeper.first_slots(cache, length)
-        return dataclasses.replace(cache, tensors=tensors, length=length, binding=None)
+        begun = dataclasses.replace(cache, tensors=tensors, binding=None)
+        begun.rewind(count)
+        return begun
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens."""
+        if count < cache.text_length:
+            cache.move_to(self._keeper.rewound(cache, cache.image_slots + count))
+            cache.rewind(count)
+
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out."""
+        return self._feed(input_ids, cache, self._prompts, PREFILL)
 
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
-        """M tokens [B, M] go into the cache; the logits [B, V] of the last of them come out."""
+        """M generated tokens [B, M] go into the cache; the logits [B, V] of the last come out."""
+        profile = DECODE if input_ids.shape[1] == 1 else PREFILL
+        return self._feed(input_ids, cache, self._decoder, profile)
+
+    def _feed(self, input_ids: IntArray, cache: Cache, session: Any, profile: str) -> FloatArray:
         cache.require_room(input_ids.shape[1])
         most = self._most_tokens if len(input_ids) == 1 else self._most_of_several
         for part in in_parts(input_ids, most):
-            logits = self._step(part, cache)
+            logits = self._feed_part(part, cache, session, profile)
         return logits
 
-    def _step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+    def _feed_part(
+        self, input_ids: IntArray, cache: Cache, session: Any, profile: str
+    ) -> FloatArray:
         batch, count = input_ids.shape
         cache.move_to(self._keeper.with_room(cache, count))
-        session, binding = self._bound(cache, count)
-        past = cache.tensors
+        binding, past = self._bound(session, cache), cache.tensors
         inputs = {
             contract.INPUT_IDS: np.ascontiguousarray(input_ids),
             contract.POSITION_IDS: cache.next_positions(batch, count),
@@ -136,17 +149,18 @@ class OrtEngine:
         self._bind_inputs(binding, inputs)
         logits = np.empty((batch, 1, self._config.decoder.vocab_size), np.float32)
         binding.bind_ortvalue_output(contract.LOGITS, self._value(logits))
-        self._run(session, DECODE if count == 1 else PREFILL, binding)
-        cache.advance(self._keeper.present(binding, past), count)
+        self._run(session, profile, binding)
+        present = self._keeper.present(binding, past)
+        cache.advance(present, count, reusable=session is self._prompts)
         return logits[:, 0]
 
-    def _bound(self, cache: Cache, count: int) -> tuple[Any, Any]:
-        """The session for so many tokens, and its binding to the cache."""
-        if self._prompts and count >= PROMPT_TOKENS:
-            return self._prompts, self._binding(self._prompts, self._past, cache.tensors)
+    def _bound(self, session: Any, cache: Cache) -> Any:
+        """A session's binding to the cache; the decoder's is kept for its next step."""
+        if session is not self._decoder:
+            return self._binding(session, self._past, cache.tensors)
         if cache.binding is None:
-            cache.binding = self._binding(self._decoder, self._past, cache.tensors)
-        return self._decoder, cache.binding
+            cache.binding = self._binding(session, self._past, cache.tensors)
+        return cache.binding
 
     def _binding(self, session: Any, names: list[str], past: Tensors) -> Any:
         """A session's binding with the cache in its place, its past under these names."""

@@ -41,6 +41,10 @@ class Tensorkeeper(Protocol):
         """What a conversation begins with that has its first `length` slots from another."""
         ...
 
+    def rewound(self, cache: Cache, length: int) -> Tensors:
+        """The cache's tensors when it goes on from its first `length` slots."""
+        ...
+
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
         """What the decoder graph must be told of the cache."""
         ...
@@ -91,6 +95,10 @@ class GrowingTensors:
         arrays = (tensor.numpy()[:, :, :length].copy() for tensor in cache.tensors)
         return tuple(value(array, *self._memory) for array in arrays)
 
+    def rewound(self, cache: Cache, length: int) -> Tensors:
+        """Copies, as the tensors' shape says how many slots are filled."""
+        return self.first_slots(cache, length)
+
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
         """Nothing: the tensors' shapes say it all."""
         return {}
@@ -121,6 +129,10 @@ class _InPlace:
         self._dtype = np.dtype(manifest.dtype)
         self._memory = provider.memory
         self._present = present_names(decoder.num_hidden_layers)
+
+    def rewound(self, cache: Cache, length: int) -> Tensors:
+        """What there is: what stands in the slots after these doesn't matter."""
+        return cache.tensors
 
     def inputs(self, cache: Cache, batch: int) -> dict[str, IntArray]:
         """The slot [B] that the next token goes into."""

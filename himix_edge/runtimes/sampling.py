@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from himix_edge.errors import BundleError, ConfigError, closest
+from himix_edge.contract import SUPPRESSED_LOGIT
+from himix_edge.errors import BundleError, ConfigError, closest, shown
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class SamplingOptions:
         repetition_penalty: above 1, tokens of the text so far get less likely; 1 is off.
         seed: the same seed draws the same tokens; None draws anew each time.
         max_tokens: of an answer.
-        stop: strings before which the answer ends.
+        stop: a string, or several, before which the answer ends; kept as a tuple.
 
     Raises:
         ConfigError: a value out of its range.
@@ -41,22 +45,29 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     seed: int | None = None
     max_tokens: int = 256
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _check(
-            "temperature", self.temperature, "a number from 0 up", _number(self.temperature) >= 0
-        )
-        _check("top_k", self.top_k, "a whole number from 0 up", _whole(self.top_k) >= 0)
-        _check("top_p", self.top_p, "a number above 0, at most 1", 0 < _number(self.top_p) <= 1)
-        penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, "a number above 0", _number(penalty) > 0)
-        seeded = self.seed is None or _whole(self.seed) >= 0
-        _check("seed", self.seed, "a whole number from 0 up, or None", seeded)
-        _check(
-            "max_tokens", self.max_tokens, "a whole number from 1 up", _whole(self.max_tokens) >= 1
-        )
-        _check("stop", self.stop, "a tuple of strings, none of them empty", _strings(self.stop))
+        """Checks every value, and keeps it as plain Python's: numpy's numbers do as well."""
+        number, whole, stop = _number(self.temperature), _whole(self.top_k), _strings(self.stop)
+        self._keep("temperature", number, "a number from 0 up", number >= 0)
+        self._keep("top_k", whole, "a whole number from 0 up", whole >= 0)
+        number = _number(self.top_p)
+        self._keep("top_p", number, "a number above 0, at most 1", 0 < number <= 1)
+        number = _number(self.repetition_penalty)
+        self._keep("repetition_penalty", number, "a number above 0", number > 0)
+        if self.seed is not None:
+            whole = _whole(self.seed)
+            self._keep("seed", whole, "a whole number from 0 up, or None", whole >= 0)
+        whole = _whole(self.max_tokens)
+        self._keep("max_tokens", whole, "a whole number from 1 up", whole >= 1)
+        self._keep("stop", stop, "a string or several, none of them empty", "" not in stop)
+
+    def _keep(self, name: str, plain: object, expected: str, right: bool) -> None:
+        if not right:
+            found = shown(getattr(self, name))
+            raise ConfigError(f"{name} is out of range", expected=expected, found=found)
+        object.__setattr__(self, name, plain)  # frozen for everyone else
 
     def updated(self, changes: Mapping[str, Any]) -> SamplingOptions:
         """These options with some changed.
@@ -100,6 +111,7 @@ class Sampler:
         if greedy and self.options.repetition_penalty == 1:
             return likeliest
         scores = penalized(logits.astype(np.float64), text, self.options.repetition_penalty)
+        scores[logits < logits[likeliest] + SUPPRESSED_LOGIT / 2] = -np.inf  # whatever the options
         if greedy:
             return int(scores.argmax())
         cumulative = probabilities(scores, self.options).cumsum()
@@ -113,13 +125,16 @@ def penalized(
     """[V] -> [V]: scores of the text's tokens over the penalty, or times it where negative."""
     seen = np.unique(np.asarray(text, dtype=np.int64))
     scores = scores.copy()
-    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    with np.errstate(over="ignore"):  # by a penalty next to nothing, or next to infinity
+        punished = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    scores[seen] = np.clip(punished, -_LARGEST, _LARGEST)
     return scores
 
 
 def probabilities(scores: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.float64]:
     """[V] -> [V]: temperature, top_k, top_p, softmax; for a temperature above 0."""
-    scores = (scores - scores.max()) / options.temperature
+    with np.errstate(over="ignore"):  # by a temperature next to nothing: to minus infinity
+        scores = (scores - scores.max()) / options.temperature
     if 0 < options.top_k < scores.size:
         kth = np.partition(scores, -options.top_k)[-options.top_k]
         scores[scores < kth] = -np.inf
@@ -134,20 +149,26 @@ def probabilities(scores: NDArray[np.float64], options: SamplingOptions) -> NDAr
     return weights
 
 
-def _check(name: str, value: object, expected: str, right: bool) -> None:
-    if not right:
-        raise ConfigError(f"{name} is out of range", expected=expected, found=repr(value))
-
-
 def _number(value: object) -> float:
     """The value if it is a finite number, else NaN, which no comparison holds for."""
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real else math.nan  # type: ignore[arg-type]
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
-def _strings(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+def _whole(value: object) -> int:
+    """The value if it is a whole number, of any size, else one that is out of every range."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if whole else -1  # type: ignore[call-overload,no-any-return]
 
 
-def _whole(value: object) -> float:
-    return _number(value) if isinstance(value, int) else math.nan
+def _strings(value: object) -> tuple[str, ...]:
+    """One string, or several, as a tuple; what is neither, as one that is empty."""
+    if isinstance(value, str):
+        return (value,)
+    several = tuple(value) if isinstance(value, Iterable) else ("",)
+    return several if all(isinstance(item, str) for item in several) else ("",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 import tokenizers
 
-from himix_edge.contract import Chat, Turn
+from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER, Chat, ImagePlace
 from himix_edge.errors import BundleError, PromptError
+from himix_edge.runtimes.chat import ChatTemplate, History, user_message
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders make of part of a character
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # one byte of a character that the vocabulary lacks
@@ -21,35 +21,27 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # one byte of a character that the 
 class Tokenizer:
     """A bundle's tokenizer and chat template.
 
-    A control token is one that is special (save that for unknown characters), or that the template
-    uses. Only the template writes them: what looks like one in the user's words is plain text.
-
     Attributes:
+        chat: the chat template, and what goes with it.
         vocab_size: one more than the largest id.
     """
 
-    def __init__(self, path: Path, chat: Chat) -> None:
+    def __init__(self, path: Path, chat: ChatTemplate) -> None:
         """Reads `tokenizer.json`.
 
         Raises:
             BundleError: a file that isn't one.
         """
-        template = "".join((chat.first.before, chat.first.after, chat.next.before, chat.next.after))
         try:
             text = path.read_text(encoding="utf-8")
             description = json.loads(text)
-            added, unknown = description["added_tokens"], _unknown_token(description["model"])
-            controls = [
-                token
-                for token in added
-                if (token["special"] or token["content"] in template)
-                and token["content"] != unknown
-            ]
+            added = description["added_tokens"]
             self._hidden = {token["id"] for token in added if token["special"]}
-            self._controls = {token["id"] for token in controls}
             self.vocab_size = 1 + max([*_ids(description["model"]), *(t["id"] for t in added)])
-            self._text = text
-            self._tokenizer = _tokenizer_from(text)
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.encode_special_tokens = chat.chat.split_special_tokens
         except Exception as error:  # of a bad file, `tokenizers` raises bare Exceptions
             raise BundleError(
                 f"cannot read {path}",
@@ -59,51 +51,95 @@ class Tokenizer:
             ) from error
         self.chat = chat
 
-    @functools.cached_property
-    def _plain_tokenizer(self) -> tokenizers.Tokenizer:
-        """The same, by which control tokens are plain text; made for the first who writes one."""
-        description = json.loads(self._text)
-        for token in description["added_tokens"]:
-            token["special"] |= token["id"] in self._controls
-        tokenizer = _tokenizer_from(json.dumps(description))
-        tokenizer.encode_special_tokens = True
-        return tokenizer
-
-    def encode_turn(self, turn: Turn, words: str) -> list[int]:
-        """The user's words as one turn of a conversation.
-
-        Without control tokens in the words these are the ids of `before + words + after` in one
-        piece, as in training; with some, the words are encoded by themselves, as plain text.
+    @classmethod
+    def from_folder(cls, folder: Path, chat: Chat) -> Tokenizer:
+        """Reads the tokenizer and the chat template of a bundle.
 
         Raises:
-            PromptError: words that spell a control token and can't be encoded in another way, or
-                that are not Unicode.
+            BundleError: files that are missing or can't be used.
         """
         try:
-            whole = turn.before + words + turn.after
-            encoding = self._tokenizer.encode(whole, add_special_tokens=False)
-        except TypeError as error:  # lone surrogates
+            template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"cannot read {folder / CHAT_TEMPLATE}",
+                found=str(error),
+                fix="copy the bundle again, or export it again with: himix-edge export",
+            ) from error
+        return cls(folder / TOKENIZER, ChatTemplate(template, chat))
+
+    def encode_turn(self, history: History, words: str) -> list[int]:
+        """The ids of the prompt that asks `words` after these messages; see `encode_chat`."""
+        return self.encode_chat([*history, user_message(words)])
+
+    def encode_chat(self, messages: History) -> list[int]:
+        """The ids that a conversation puts into the decoder after the image.
+
+        They equal those of transformers' `apply_chat_template`, or where the template places an
+        image, of the model's own processor, without what stands ahead of the image and for it.
+
+        Raises:
+            PromptError: text that is not Unicode; messages that the template refuses; or that write
+                another image, or change the text ahead of it.
+        """
+        try:
+            text = self.chat.render(messages)
+            place = self.chat.chat.image
+            return self._ids_after_image(text, place) if place else self.encode(text)
+        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise PromptError(
                 "the prompt is no text", expected="Unicode", fix="write it in UTF-8"
             ) from error
-        start, end = len(turn.before), len(turn.before) + len(words)
-        if not any(
-            token in self._controls and left < end and right > start
-            for token, (left, right) in zip(encoding.ids, encoding.offsets, strict=True)
-        ):
-            return encoding.ids
-        plain = self._plain_tokenizer.encode(words, add_special_tokens=False)
-        if smuggled := [t for t in plain.ids if t in self._controls]:
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a text by itself."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def _ids_after_image(self, text: str, place: ImagePlace) -> list[int]:
+        prefix, rest = self.split_at_image(text, place)
+        if prefix != list(place.prefix_ids):
             raise PromptError(
-                "the prompt holds a control token of the model",
-                found=repr(self._tokenizer.id_to_token(smuggled[0])),
-                fix="write it in another way",
+                "this bundle can't change the text ahead of the image",
+                expected=repr(self._tokenizer.decode(place.prefix_ids, skip_special_tokens=False)),
+                found=repr(self._tokenizer.decode(prefix, skip_special_tokens=False)),
+                fix="leave out the system prompt, or put it into the question",
             )
-        before, after = (
-            self._tokenizer.encode(text, add_special_tokens=False).ids
-            for text in (turn.before, turn.after)
-        )
-        return [*before, *plain.ids, *after]
+        return [*place.opening_ids, *rest]
+
+    def split_at_image(self, text: str, place: ImagePlace) -> tuple[list[int], list[int]]:
+        """The ids of a rendered conversation before and after the image.
+
+        Raises:
+            PromptError: no image in it, or more than one.
+        """
+        if place.token_id is None:
+            parts = text.split(place.placeholder)
+            ids = [
+                self.encode(part, add_special_tokens=place.adds_special_tokens and i == 0)
+                for i, part in enumerate(parts)
+            ]
+        else:
+            ids = [[]]
+            for token in self.encode(
+                text, add_special_tokens=self._adds_special_tokens(text, place)
+            ):
+                if token == place.token_id:
+                    ids.append([])
+                else:
+                    ids[-1].append(token)
+        if len(ids) != 2:
+            raise PromptError(
+                "a conversation has one image, ahead of the first question",
+                expected=f"{place.placeholder!r} once, written by the chat template",
+                found=f"{len(ids) - 1} times",
+                fix=f"ask without writing {place.placeholder!r}",
+            )
+        return ids[0], ids[1]
+
+    def _adds_special_tokens(self, text: str, place: ImagePlace) -> bool:
+        bos = self.chat.chat.special_tokens.get("bos_token")
+        return place.adds_special_tokens and not (bos is not None and text.startswith(bos))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -153,20 +189,6 @@ class Detokenizer:
         return piece
 
 
-def _unknown_token(model: dict[str, Any]) -> str | None:
-    """What the model writes for a character it lacks: no way to control anything."""
-    if model.get("unk_id") is not None:  # Unigram
-        return str(model["vocab"][model["unk_id"]][0])
-    return model.get("unk_token")
-
-
 def _ids(model: dict[str, Any]) -> Iterable[int]:
     vocab = model["vocab"]
     return vocab.values() if isinstance(vocab, dict) else range(len(vocab))  # Unigram's is a list
-
-
-def _tokenizer_from(text: str) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(text)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -11,7 +11,11 @@ for the logits alone.
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,9 +32,29 @@ PREFILL, DECODE = 0, 1  # the decoder engine's profiles
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 CACHES = 4  # two images, and a conversation about each
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _alone(
+    method: Callable[Concatenate[TrtEngine, Arguments], Result],
+) -> Callable[Concatenate[TrtEngine, Arguments], Result]:
+    """One thread at a time: the execution contexts and the pinned memory are the engine's own."""
+
+    @functools.wraps(method)
+    def locked(engine: TrtEngine, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with engine.lock:
+            return method(engine, *args, **kwargs)
+
+    return locked
+
 
 class TrtEngine:
-    """Two engines, three execution contexts, and all memory that they will ever use."""
+    """Two engines, three execution contexts, and all memory that they will ever use.
+
+    Attributes:
+        lock: held by the thread that computes.
+    """
 
     def __init__(
         self,
@@ -60,6 +84,7 @@ class TrtEngine:
             raise ConfigError(
                 "caches is out of range", expected="a whole number from 1 up", found=repr(caches)
             )
+        self.lock = threading.RLock()
         engines = engines_here(
             bundle, manifest, verify=verify, build=report if auto_build else None
         )
@@ -85,11 +110,13 @@ class TrtEngine:
         # Token ids, position ids and the write index, a row each: one copy takes them all.
         self._tokens = cuda.mirrored((3, row), np.int64)
         self._logits = cuda.mirrored((1, decoder.vocab_size), np.float32)
-        slot_bytes = self._heads * self._head_dim * BYTES[manifest.dtype]
+        self._slot_bytes = self._head_dim * BYTES[manifest.dtype]  # of one head
         spare = 0 if self._fixed else 1  # what a growing step writes while it reads another
-        self._pool = CachePool(cuda, caches + spare, len(self._past), sizes.max_cache * slot_bytes)
+        buffer_size = sizes.max_cache * self._heads * self._slot_bytes
+        self._pool = CachePool(cuda, caches + spare, len(self._past), buffer_size)
         self.unrecordable: EngineError | None = None  # why decode steps can't be recorded
 
+    @_alone
     def encode(self, pixel_values: FloatArray) -> VisionKV:
         """[1, 3, H, W] -> per layer keys and values [1, Hkv, N, D]; returns before they are there.
 
@@ -110,6 +137,7 @@ class TrtEngine:
             context.enqueue(stream)
         return VisionKV((lease,), self._config.image_slots, wait=lease.set.wait)
 
+    @_alone
     def open(self, image: VisionKV | None) -> Cache:
         """A fresh cache whose first P + N slots are the image, or none.
 
@@ -128,20 +156,47 @@ class TrtEngine:
             cache.tensors = (self._copied(image.tensors[0]),)
         return cache
 
-    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
-        """M tokens [1, M] go into the cache; the logits [1, V] of the last of them come out.
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M tokens of a prompt [1, M] go into the cache; the logits [1, V] of the last come out.
 
         Raises:
             PromptError: the cache has less than M slots left; it is then unchanged.
             EngineError: no cache is free for what a growing one becomes, or more than one row.
         """
+        return self._feed(input_ids, cache, self._prefill)
+
+    def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        """M generated tokens [1, M] go into the cache; the logits [1, V] of the last come out.
+
+        Raises:
+            PromptError: the cache has less than M slots left; it is then unchanged.
+            EngineError: no cache is free for what a growing one becomes, or more than one row.
+        """
+        one = input_ids.shape[1] == 1
+        return self._feed(input_ids, cache, self._decode if one else self._prefill)
+
+    @_alone
+    def rewind(self, cache: Cache, count: int) -> None:
+        """Forgets all text but the first `count` tokens.
+
+        Raises:
+            EngineError: no cache is free for what is left of a growing one.
+        """
+        if count == cache.text_length:
+            return
+        if not self._fixed:
+            cache.move_to((self._first_slots(cache, cache.image_slots + count),))
+        cache.rewind(count)
+
+    @_alone
+    def _feed(self, input_ids: IntArray, cache: Cache, context: Context) -> FloatArray:
         _require_one(len(input_ids))
         cache.require_room(input_ids.shape[1])
         for part in in_parts(input_ids, self._sizes.max_prompt):
-            self._step(part, cache)
+            self._feed_part(part, cache, context)
         return self._logits.host.copy()
 
-    def _step(self, input_ids: IntArray, cache: Cache) -> None:
+    def _feed_part(self, input_ids: IntArray, cache: Cache, context: Context) -> None:
         count = input_ids.shape[1]
         past: Lease = cache.tensors[0]
         present = past if self._fixed else self._pool.lease()
@@ -150,21 +205,23 @@ class TrtEngine:
         positions[:count] = cache.next_positions(1, count)[0]
         write_index[0] = cache.length
         slots = self._sizes.max_cache if self._fixed else cache.length
-        recorded = past.set.decode if self._fixed and count == 1 else None
+        may_record = self._fixed and context is self._decode
+        recorded = past.set.decode if may_record else None
         with past.set.on(self._stream), present.set.on(self._stream):
             if recorded:
                 self._stream.launch(recorded)
             else:
-                context = self._bound(count, past.set, present.set, slots)
+                self._bind(context, count, past.set, present.set, slots)
                 self._enqueue(context)
         self._stream.synchronize()
         cache.advance((present,), count)
-        if self._fixed and count == 1 and not recorded:
+        if may_record and not recorded:
             past.set.decode = self._recorded()
 
-    def _bound(self, count: int, past: CacheSet, present: CacheSet, slots: int) -> Context:
-        """The context for so many tokens, with everything in its place."""
-        context = self._decode if count == 1 else self._prefill
+    def _bind(
+        self, context: Context, count: int, past: CacheSet, present: CacheSet, slots: int
+    ) -> None:
+        """Everything in its place, for so many tokens."""
         row = self._tokens.host.strides[0]
         context.bind(contract.INPUT_IDS, self._tokens.address, (1, count))
         context.bind(contract.POSITION_IDS, self._tokens.address + row, (1, count))
@@ -173,7 +230,6 @@ class TrtEngine:
         self._bind_past(context, past, slots)
         self._bind_present(context, present)
         context.bind(contract.LOGITS, self._logits.address)
-        return context
 
     def _bind_past(self, context: Context, cache_set: CacheSet, slots: int) -> None:
         for name, address in zip(self._past, cache_set.addresses, strict=True):
@@ -209,6 +265,16 @@ class TrtEngine:
         copy = self._pool.lease()
         with lease.set.on(self._stream), copy.set.on(self._stream):
             copy.set.copy_from(lease.set, self._stream)
+        return copy
+
+    def _first_slots(self, cache: Cache, length: int) -> Lease:
+        """Another set, with the first `length` slots of a growing cache."""
+        lease, copy = cache.tensors[0], self._pool.lease()
+        slot = self._slot_bytes
+        with lease.set.on(self._stream), copy.set.on(self._stream):
+            copy.set.copy_first(
+                lease.set, self._heads, length * slot, cache.length * slot, self._stream
+            )
         return copy
 
 

@@ -52,6 +52,18 @@ class CacheSet:
         """Takes over all that another set of the same pool holds."""
         stream.copy(self.addresses[0], other.addresses[0], self.size)
 
+    def copy_first(
+        self, other: CacheSet, rows: int, size: int, stride: int, stream: Stream
+    ) -> None:
+        """Takes over the first `size` bytes of each of the rows that every buffer holds.
+
+        Args:
+            stride: bytes of a row in the other set; here rows lie one after another.
+        """
+        for target, source in zip(self.addresses, other.addresses, strict=True):
+            for row in range(rows):
+                stream.copy(target + row * size, source + row * stride, size)
+
 
 class Lease:
     """A set in use."""

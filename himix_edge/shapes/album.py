@@ -10,7 +10,7 @@ import numpy as np
 
 from himix_edge.data.pictures import QUESTIONS
 from himix_edge.errors import ConfigError
-from himix_edge.files import refuse_foreign_folder, whole_folder
+from himix_edge.files import entries, refuse_foreign_folder, whole_folder
 from himix_edge.shapes.questions import KINDS, Question, ask
 from himix_edge.shapes.render import render
 from himix_edge.shapes.scenes import Scene, random_scene
@@ -49,7 +49,7 @@ def write_album(
         )
     refuse_foreign_folder(folder, "folder of scenes", _is_album)
     with (
-        whole_folder(folder) as temporary,
+        whole_folder(folder, last=QUESTIONS) as temporary,
         (temporary / QUESTIONS).open("w", encoding="utf-8") as lines,
     ):
         for index in range(count):
@@ -64,6 +64,6 @@ def write_album(
 
 def _is_album(folder: Path) -> bool:
     """Whether a folder holds what `write_album` writes, and nothing else."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in entries(folder)}
     scenes = {path.name for path in folder.glob("scene-*.png")}
     return QUESTIONS in names and names == {QUESTIONS, *scenes}

@@ -11,7 +11,7 @@ from himix_edge.bench.cold import ColdStart
 from himix_edge.bench.limits import Limits
 from himix_edge.bench.measure import Measurement, Options, Round
 from himix_edge.config import DecoderConfig, HiMixConfig, PreprocessConfig, VisionConfig
-from himix_edge.contract import SCHEMA_VERSION, Chat, FileRecord, Manifest, Turn
+from himix_edge.contract import SCHEMA_VERSION, Chat, FileRecord, Manifest
 
 CONFIG = HiMixConfig(
     VisionConfig(28, 14, 32, 64, 2, 4),
@@ -50,7 +50,7 @@ def measured() -> Measurement:
         "portable",
         "float32",
         CONFIG,
-        Chat(Turn("", ""), Turn("", "")),
+        Chat(),
         files,
         {},
         {},

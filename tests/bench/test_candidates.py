@@ -36,9 +36,17 @@ class Recorder:
         self.caches.append(self.engine.open(image))
         return self.caches[-1]
 
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        self.calls.append(f"prefill {input_ids.shape[1]}")
+        return self.engine.prefill(input_ids, cache)
+
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         self.calls.append(f"step {input_ids.shape[1]}")
         return self.engine.step(input_ids, cache)
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        self.calls.append(f"rewind {count}")
+        self.engine.rewind(cache, count)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +80,8 @@ def test_himix(model: Model, recorder: Recorder, picture: Path) -> None:
     timing = run(model, picture, Plan(token_ids(model, 200), 10, 100, vanilla=False), "himix")
     later = ["step 1"] * DECODED
     filled = 4 + 10 + 1 + DECODED  # image, prompt, second token, later ones
-    expected = ["encode", "wait", "open with image", "step 10", "step 1", *later]
-    assert recorder.calls == [*expected, f"step {4 + 100 - filled}", *later]
+    expected = ["encode", "wait", "open with image", "prefill 10", "step 1", *later]
+    assert recorder.calls == [*expected, f"prefill {4 + 100 - filled}", *later]
     assert [cache.length for cache in recorder.caches] == [4 + 100 + DECODED]
     assert timing.long is not None
 
@@ -81,15 +89,15 @@ def test_himix(model: Model, recorder: Recorder, picture: Path) -> None:
 def test_vanilla(model: Model, recorder: Recorder, picture: Path) -> None:
     timing = run(model, picture, Plan(token_ids(model, 200), 10, 100, vanilla=True), "vanilla")
     later = ["step 1"] * DECODED
-    expected = ["encode", "wait", "open", "step 14", "step 1", *later]
-    assert recorder.calls == [*expected, f"step {100 - 10 - 1 - DECODED}", *later]
+    expected = ["encode", "wait", "open", "prefill 14", "step 1", *later]
+    assert recorder.calls == [*expected, f"prefill {100 - 10 - 1 - DECODED}", *later]
     assert [cache.length for cache in recorder.caches] == [4 + 100 + DECODED]
     assert timing.long is not None
 
 
 def test_text_only(model: Model, recorder: Recorder) -> None:
     run_text_only(recorder, Plan(token_ids(model, 20), 10, None, vanilla=False))
-    assert recorder.calls == ["open", "step 10"]
+    assert recorder.calls == ["open", "prefill 10"]
 
 
 def test_what_the_clock_says(model: Model, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +112,7 @@ def test_the_tokens_are_the_models_own(model: Model, picture: Path) -> None:
     """Greedy, as `Model.generate` chooses them."""
     ids = token_ids(model, 10)
     answer = candidates.first_token(model, picture, np.array([ids]), "himix")
-    logits = model.engine.step(np.array([ids]), model.engine.open(model.encode(picture).kv))
+    logits = model.engine.prefill(np.array([ids]), model.engine.open(model.encode(picture).kv))
     assert answer.token.tolist() == [[int(np.argmax(logits[0]))]]
 
 

@@ -1,4 +1,4 @@
-"""`himix-edge bench`, as a user meets it, and on a device without the packages of the command."""
+"""`himix-edge bench`, as a user meets it, and on a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from himix_edge.errors import EngineError
 
 DEVICE = """
 import sys
-for name in ("torch", "transformers", "onnx", "onnxscript", "typer", "rich", "matplotlib"):
+for name in ("torch", "transformers", "onnx", "onnxscript", "matplotlib"):
     sys.modules[name] = None
 from himix_edge.bench import limits, measure
 from himix_edge.__main__ import main
@@ -104,7 +104,8 @@ def test_the_rounds_and_what_is_printed(
     ("options", "saying"),
     [
         (["--rounds", 0], ["rounds is out of range", "1 or more"]),
-        (["--threads", 0], ["threads is out of range", "1 or more"]),
+        (["--threads", 0], ["threads is out of range", "from 1 to"]),
+        (["--threads", 99_999_999_999], ["threads is out of range", "from 1 to"]),
         (["--vs", "vanila"], ["'vanila'", "did you mean 'vanilla'?"]),
         (["--device", "cuda"], ["'cuda'", "--device cpu"]),
         (["--plot", "a.gif"], ["a.gif", ".png or .svg"]),

@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from himix_edge.config import ProjectionConfig
-from himix_edge.contract import Chat, Turn
+from himix_edge.contract import Chat
 from himix_edge.convert.teacher import Teacher, student_config, student_of
 from himix_edge.data.questions import Question
 from himix_edge.models.decoder import KV
 from himix_edge.models.himix import HiMix
 from himix_edge.models.injection import HiMixInjection
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
 from tests.models.reference import randomized
-from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, tiny_config, tiny_model, tiny_tokenizer
 
 PREFIX_IDS = (1, 20, 33)
-CHAT = Chat(Turn("<|user|>", "<|assistant|>"), Turn("<|end|><|user|>", "<|assistant|>"))
+CHAT = ChatTemplate(CHAT_TEMPLATE, Chat({"eos_token": "<|end|>"}))
 QUESTIONS = (Question("How many?"), Question("describe", "There is a small red circle."))
 
 Picture = tuple[Path, NDArray[np.float32]]

@@ -1,106 +1,71 @@
-"""Prompts cut at the image, in every way that tokenizers begin a piece of text."""
+"""Prompts split at the image; tests/models/test_chat_files.py compares more of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as Tokenizers
-from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from himix_edge.convert.prompt import Conversation, Prompt, encoder_of, prompt_of
+from himix_edge.convert.questions import prompt_encoder
 from himix_edge.convert.source import teacher_from_folder
-from himix_edge.errors import CheckpointError
-from himix_edge.export.chat import chat_from_template
-from himix_edge.runtimes.tokenizer import Tokenizer
-from tests.convert.llava import (
-    CHATML,
-    IMAGE,
-    bytelevel_tokenizer,
-    metaspace_tokenizer,
-    write_tiny_llava,
-)
+from himix_edge.convert.tinyllava import SYSTEM
+from himix_edge.errors import CheckpointError, PromptError
+from himix_edge.runtimes.chat import Message
+from tests.convert.llava import CHATML, IMAGE, image_id, metaspace_tokenizer, write_tiny_llava
 
-QUESTIONS = ("Describe a red circle.", "a\n  b", "USER: 3 < 4?")
+QUESTIONS = ("Describe a red circle.", " a\n  b ", "USER: 3 < 4?", "\nOù? ")
 
 
-def conversation(tokenizer: Tokenizers, form: str = "vicuna") -> Conversation:
-    """The simplest family: "vicuna", or with "</s>" after answers, or words right after tokens."""
-    encoded, image_id = encoder_of(tokenizer.to_str()), tokenizer.token_to_id(IMAGE)
-
-    def render(words: Sequence[str]) -> str:
-        text = "System. "
-        for i, word in enumerate(words):
-            if i % 2:
-                text += {"vicuna": f" {word} ", "eos": f" {word}</s>", "bare": f"{word}</s>"}[form]
-            else:
-                cue = "<s>" if form == "bare" else "ASSISTANT:"
-                start = "" if form == "bare" else "USER: "
-                text += f"{start}{IMAGE if i == 0 else ''}{word} {cue}"
-        return text
-
-    return Conversation(render, lambda text: encoded(text, True), IMAGE, image_id or -1)
-
-
-def on_device(prompt: Prompt, folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    path.write_text(prompt.tokenizer_json, encoding="utf-8")
-    return Tokenizer(path, chat_from_template(prompt.chat_template))
-
-
-@pytest.mark.parametrize("scheme", ["legacy", "first", "always", "never"])
-@pytest.mark.parametrize("form", ["vicuna", "eos", "bare"])
-def test_turns_have_the_ids_of_the_whole(scheme: str, form: str, tmp_path: Path) -> None:
-    original = metaspace_tokenizer([IMAGE], scheme)
-    family = conversation(original, form)
-    prompt = prompt_of(original.to_str(), family)
-    device = on_device(prompt, tmp_path)
-    for question in QUESTIONS:
-        whole = original.encode(family.render([question])).ids
-        turn = device.encode_turn(device.chat.first, question)
-        assert [*prompt.prefix_ids, family.image_id, *turn] == whole
-        text = family.render(["Q", "A red circle.", question])
-        answered = original.encode(text[: text.index("circle.") + len("circle.")]).ids
-        turn = device.encode_turn(device.chat.next, question)
-        assert [*answered, *turn] == original.encode(text).ids
+def turns(question: str) -> list[list[Message]]:
+    first: Message = {"role": "user", "content": question}
+    answer: Message = {"role": "assistant", "content": "A red circle."}
+    return [[first], [first, answer, {"role": "user", "content": f"{question} again"}]]
 
 
 @pytest.mark.parametrize("scheme", ["legacy", "first"])
-def test_text_encoded_by_itself(scheme: str, tmp_path: Path) -> None:
-    """TinyLLaVA's way: each part as a text of its own, whatever the tokenizer's age."""
-    original = metaspace_tokenizer(None, scheme)
-    encode = original.encode
-
-    def chunks(text: str) -> list[int]:
-        before, after = text.split(IMAGE)
-        return [*encode(before).ids, -200, *encode(after).ids[1:]]  # BOS but once
-
-    render = conversation(metaspace_tokenizer([IMAGE]), "eos").render
-    family = Conversation(render, chunks, IMAGE, -200, by_itself=True)
-    prompt = prompt_of(original.to_str(), family)
-    device = on_device(prompt, tmp_path)
-    for question in QUESTIONS:
-        turn = device.encode_turn(device.chat.first, question)
-        assert [*prompt.prefix_ids, -200, *turn] == chunks(family.render([question]))
-        assert str(original.id_to_token(turn[0])).startswith("▁")
-
-
-def test_answers_of_a_byte_level_tokenizer(tmp_path: Path) -> None:
-    """OneVision's kind: the prefix is ChatML's, the text begins with the image's token."""
-    folder = write_tiny_llava(tmp_path / "llava_onevision")
+def test_tinyllava_encodes_the_text_around_the_image_apart(scheme: str, tmp_path: Path) -> None:
+    """Its `prompt_formatters` and `tokenizer_image`, restated: BOS once, each part a text."""
+    folder = write_tiny_llava(tmp_path / "tiny", "tinyllava")
+    stock = metaspace_tokenizer(None, scheme)
+    stock.save(str(folder / "tokenizer.json"))
     source = teacher_from_folder(folder)
+    assert list(source.prefix_ids) == stock.encode(f"{SYSTEM} USER: ").ids
+    device = prompt_encoder(source)
+    for question in QUESTIONS:
+        one, three = turns(question)
+        text = f"\n{question} ASSISTANT:"
+        assert device.encode_chat(one) == stock.encode(text, add_special_tokens=False).ids
+        text += f" A red circle.</s>USER: {question} again ASSISTANT:"
+        assert device.encode_chat(three) == stock.encode(text, add_special_tokens=False).ids
+    with pytest.raises(PromptError, match="the system prompt is fixed"):
+        device.encode_chat([{"role": "system", "content": "Obey."}, *one])
+    with pytest.raises(PromptError, match="found 2 times"):
+        device.encode_turn((), f"{IMAGE}?")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_siglip", "llava_onevision"])
+def test_every_turn_has_the_ids_of_the_whole(family: str, tmp_path: Path) -> None:
+    folder = write_tiny_llava(tmp_path / family, family)
+    source, image = teacher_from_folder(folder), image_id(family)
     tokenizer_class: Any = PreTrainedTokenizerFast
     stock = tokenizer_class.from_pretrained(folder)
-    prefix = "<|im_start|>system\nThere is a picture. Describe it.<|im_end|><|im_start|>user "
-    assert list(source.prefix_ids) == stock(prefix).input_ids
-    chat = chat_from_template(source.chat_template)
-    assert chat.first.before == "<image>\n"
-    assert chat.first.after == "<|im_end|><|im_start|>assistant\n"
-    assert chat.next.before == "<|im_end|><|im_start|>user \n"
+    device = prompt_encoder(source)
+    opening = [image] if family == "llava_onevision" else []
+    for question in QUESTIONS:
+        for messages in turns(question):
+            typed = [
+                {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
+                for m in messages
+            ]
+            typed[0]["content"].insert(0, {"type": "image"})  # type: ignore[attr-defined]
+            text = stock.apply_chat_template(typed, add_generation_prompt=True, tokenize=False)
+            ids = stock(text).input_ids  # what the processor does, where no BOS opens the text
+            place = ids.index(image)
+            assert ids[:place] == list(source.prefix_ids)
+            assert device.encode_chat(messages) == opening + ids[place + 1 :]
 
 
 @pytest.mark.parametrize("place", ["chat_template.json", "processor_config.json"])
@@ -118,27 +83,16 @@ def test_a_processors_template_outweighs_the_tokenizers(place: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "'<image>' in it once"),
-        ("<image><image>{{ messages[0].content[-1].text }}", "'<image>' in it once"),
-        ("<image>{{ messages[0].content[-1].text }}", "'ANSWER-0-SENTINEL' in it once"),
-        ("{{ messages + 'text' }}", "can't be rendered.*TypeError"),
-        (
-            "<image>{% for m in messages %}{{ m.content[-1].text | upper }}{% endfor %}",
-            "fixed text around|other|once",
-        ),
+        ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "'<image>' once.*0 times"),
+        ("<image><image>{{ messages[0].content[-1].text }}", "'<image>' once.*2 times"),
+        ("<image>{{ messages[0].content[0].type }}", "leaves out the question"),
+        ("{{ messages + 'text' }}", "can't be rendered|can't be split.*TypeError"),
+        ("{{ messages[0].content[-1].text }}<image>", "depends on the conversation"),
+        ("{{ 'many: ' if messages[1] }}<image>{{ messages[0].content }}", "depends on the conv"),
     ],
 )
-def test_templates_that_cannot_be_cut(template: str, message: str, tmp_path: Path) -> None:
+def test_templates_that_cannot_be_split(template: str, message: str, tmp_path: Path) -> None:
     folder = write_tiny_llava(tmp_path / "llava", "llava")
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(CheckpointError, match=message):
         teacher_from_folder(folder)
-
-
-def test_a_tokenizer_that_cannot_be_adapted() -> None:
-    """It strips what it is given, a whole prompt or a turn: we have no such, and find out."""
-    original = bytelevel_tokenizer()
-    original.normalizer = normalizers.Strip()
-    original.add_special_tokens(["<s>", "</s>"])
-    with pytest.raises(CheckpointError, match="by itself otherwise than within its prompt"):
-        prompt_of(original.to_str(), conversation(original))

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import GenerationConfig
 
 from himix_edge.convert.source import teacher_from_folder, teacher_from_source
 from himix_edge.errors import CheckpointError
@@ -213,6 +215,39 @@ def test_weights_are_not_read_before_they_are_asked_for(
 def test_tinyllava_ends_answers_as_its_templates_do(folder: Path) -> None:
     edit(folder / "config.json", text_config={**_config(folder)["text_config"], "eos_token_id": 5})
     assert teacher_from_folder(folder).config.decoder.eos_token_ids == (2, 5)  # "</s>" is 2
+
+
+@of("llava", "llava_onevision")
+@pytest.mark.parametrize(
+    ("whole", "text", "expected"),
+    [(..., 5, (5,)), (6, 5, (6,)), ([6, 4], ..., (6, 4)), (None, [3], (3,))],
+)
+def test_ends_that_the_configs_state(
+    folder: Path, whole: Any, text: Any, expected: tuple[int, ...]
+) -> None:
+    """Those of transformers' generation config, where the folder has none."""
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", eos_token_id=whole)
+    stated = {**_config(folder)["text_config"], "eos_token_id": text}
+    kept = {name: value for name, value in stated.items() if value is not ...}
+    edit(folder / "config.json", text_config=kept)
+    assert teacher_from_folder(folder).config.decoder.eos_token_ids == expected
+    found = GenerationConfig.from_model_config(_config(folder)).eos_token_id
+    assert (tuple(found) if isinstance(found, list) else (found,)) == expected
+
+
+@of("llava", "llava_onevision")
+def test_ends_of_no_config_are_the_tokenizers(folder: Path) -> None:
+    """LlamaConfig's own 2, and Qwen2Config's none, were never stated."""
+    (folder / "generation_config.json").write_text("{}")
+    text = {k: v for k, v in _config(folder)["text_config"].items() if k != "eos_token_id"}
+    edit(folder / "config.json", text_config=text)
+    edit(folder / "tokenizer_config.json", eos_token="a")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = teacher_from_folder(folder).config.decoder.eos_token_ids
+    assert ends == (tokenizer.token_to_id("a"),)
+    edit(folder / "generation_config.json", eos_token_id=8)
+    assert teacher_from_folder(folder).config.decoder.eos_token_ids == (8,)
 
 
 def _config(folder: Path) -> dict[str, Any]:

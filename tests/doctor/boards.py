@@ -15,7 +15,7 @@ from himix_edge.doctor.machine import Machine, Output
 Answers = Mapping[str, Output]
 
 EVERYTHING = dict.fromkeys(
-    ("numpy", "pillow", "tokenizers", "typer", "rich", "onnx", "torch"), "1.0"
+    ("numpy", "pillow", "tokenizers", "jinja2", "typer", "onnx", "torch"), "1.0"
 )
 ON_A_DEVICE = {**EVERYTHING, "onnx": None, "torch": None}
 

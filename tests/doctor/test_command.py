@@ -15,10 +15,10 @@ from himix_edge.doctor.judge import judge
 from himix_edge.doctor.show import as_data, as_text
 from tests.doctor import boards
 
-# Neither what the commands need nor what a runtime needs can be imported.
+# Nothing that a runtime needs can be imported.
 BARE = """
 import sys
-for name in ("typer", "rich", "numpy", "PIL", "tokenizers", "onnxruntime", "torch", "onnx"):
+for name in ("numpy", "PIL", "tokenizers", "jinja2", "onnxruntime", "torch", "onnx"):
     sys.modules[name] = None
 """
 
@@ -63,34 +63,39 @@ def test_the_command_as_json(himix: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing")
-def test_where_nothing_can_run_it_exits_with_1(
-    himix: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_nothing_can_run_it_exits_with_1(himix: Any) -> None:
     done = himix("doctor")
     assert (done.code, done.err) == (1, "")
     assert done.out.endswith("No bundle can run here yet.\n")
     assert "pip install 'himix-edge[cpu]'" in done.out
-    assert command.main(["--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["can_run"] is False
+    done = himix("doctor", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["can_run"] is False
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        "from himix_edge.doctor.__main__ import main; sys.exit(main(sys.argv[1:]))",
-        "sys.argv.insert(1, 'doctor'); from himix_edge.__main__ import main; main()",
-    ],
-)
-def test_it_needs_the_standard_library_alone(start: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", f"{BARE}\n{start}", "--json"],
+def bare(start: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"{BARE}\n{start}"],
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
     )
+
+
+def test_it_needs_no_package_of_a_runtime() -> None:
+    start = "sys.argv[1:] = ['doctor', '--json']; from himix_edge.__main__ import main; main()"
+    done = bare(start)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["verdict"]["devices"]["cpu"] == ""
+
+
+def test_as_a_module_it_needs_the_standard_library_alone() -> None:
+    start = "sys.modules.update(typer=None, rich=None)\n"
+    start += "import runpy; runpy.run_module('himix_edge.doctor', run_name='__main__')"
+    done = bare(start)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("A bundle can run here.\n")
 
 
 def test_what_a_pc_prints(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from himix_edge.analysis.memory import Setting, memory
 from himix_edge.doctor.facts import Facts, Gpu, Module
-from himix_edge.doctor.judge import RTX_PACKAGE, judge, version_of
+from himix_edge.doctor.judge import RTX_PACKAGE, judge
 from himix_edge.presets import preset_config
 from himix_edge.runtimes.devices import DEVICES
 from himix_edge.runtimes.providers import TENSORRT_RTX
@@ -71,7 +71,7 @@ def test_a_pc_with_a_card(pc: Facts) -> None:
     verdict = judge(pc)
     assert verdict.targets == ("rtx", "cpu")
     assert verdict.devices["cpu"] == ""
-    assert verdict.devices["tensorrt"] == "tensorrt, 10 or later, cuda-python"
+    assert verdict.devices["tensorrt"] == "tensorrt, 10.3 or later, cuda-python"
     assert verdict.devices["tensorrt-rtx"] == RTX_PACKAGE
     assert commands(pc) == [f"pip install onnxruntime {RTX_PACKAGE}"]
     ready = with_module(pc, "onnxruntime_ep_nv_tensorrt_rtx", Module("0.5.0"))
@@ -125,7 +125,8 @@ def test_without_the_base_packages_nothing_runs(pc: Facts) -> None:
 
 def test_without_typer(pc: Facts) -> None:
     bare = dataclasses.replace(pc, distributions={**pc.distributions, "typer": None})
-    assert "pip install 'himix-edge[cli]'" in commands(bare)
+    assert judge(bare).can_run  # the library needs none; the command does
+    assert commands(bare)[0] == "pip install himix-edge"
 
 
 FRESH = {"libnvinfer10", "python3-libnvinfer", "nvidia-jetpack"}
@@ -182,13 +183,14 @@ def test_a_board_of_before(orin: Facts) -> None:
     )
     verdict = judge(xavier)
     assert verdict.targets == ("cpu",)
-    assert verdict.devices["tensorrt"] == "tensorrt, 10 or later"
+    assert verdict.devices["tensorrt"] == "tensorrt, 10.3 or later"
     assert commands(xavier)[0] == "flash it anew: https://developer.nvidia.com/embedded/jetpack"
 
 
 @pytest.mark.parametrize(
     ("l4t", "targets"),
     [
+        ("36.3.0", ("cpu",)),  # JetPack 6.0: TensorRT 8.6
         ("36.4.3", ("jetpack-6.2", "cpu")),
         ("38.4.0", ("jetpack-6.2", "cpu")),  # JetPack 7.1: TensorRT 10.13
         ("39.2.0", ("jetpack-7.2", "jetpack-6.2", "cpu")),
@@ -224,17 +226,3 @@ def test_a_cards_memory_is_its_own(pc: Facts) -> None:
     on_cpu = dataclasses.replace(small, gpus=())
     assert all(fit.builds is None for fit in judge(on_cpu).fits)
     assert any(fit.runs for fit in judge(on_cpu).fits)
-
-
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        ("10.3.0.30-1+cuda12.5", (10, 3, 0, 30)),
-        ("10.16", (10, 16)),
-        ("", ()),
-        (None, ()),
-        ("unknown", ()),
-    ],
-)
-def test_versions(text: str | None, version: tuple[int, ...]) -> None:
-    assert version_of(text) == version

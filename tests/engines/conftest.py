@@ -17,7 +17,6 @@ from himix_edge.contract import (
     Chat,
     FileRecord,
     Manifest,
-    Turn,
 )
 from himix_edge.engines.gpu import gpu_here
 from himix_edge.engines.store import EngineDevice
@@ -26,7 +25,6 @@ from tests.engines.fake_builder import Script, fake_cuda, fake_tensorrt, script
 from tests.tiny import tiny_config
 
 Bundle = Callable[..., Path]
-NOTHING_SAID = Chat(Turn("", ""), Turn("", ""))
 
 
 def make_bundle(folder: Path, **changes: Any) -> Path:
@@ -42,7 +40,7 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
         "dialect": "native",
         "dtype": "float16",
         "config": tiny_config(),
-        "chat": NOTHING_SAID,
+        "chat": Chat(),
         "files": {path.name: FileRecord.of(path) for path in sorted(folder.glob("*.onnx*"))},
         "tools": {},
         "parity": {},

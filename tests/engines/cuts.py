@@ -37,7 +37,6 @@ from himix_edge.contract import (
     Chat,
     Dialect,
     Manifest,
-    Turn,
 )
 from himix_edge.engines import rtx, rtx_driver
 from himix_edge.export.onnx import (
@@ -109,7 +108,6 @@ def cut_config(encoder: str, decoder: str) -> HiMixConfig:
 
 def manifest_of(config: HiMixConfig, cache_slots: int | None) -> Manifest:
     """As much of a bundle as profiles ask for; without slots, of the portable dialect."""
-    nothing = Turn("", "")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name="cut",
@@ -117,7 +115,7 @@ def manifest_of(config: HiMixConfig, cache_slots: int | None) -> Manifest:
         dialect="native" if cache_slots else "portable",
         dtype="float16",
         config=config,
-        chat=Chat(nothing, nothing),
+        chat=Chat(),
         files={},
         tools={},
         parity={},

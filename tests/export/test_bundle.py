@@ -17,10 +17,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tokenizers import AddedToken, Tokenizer, processors
 
 import himix_edge
-from himix_edge.contract import DECODER_GRAPH, Chat, Dtype, Manifest, Turn
+from himix_edge.contract import DECODER_GRAPH, Chat, Dtype, Manifest
 from himix_edge.errors import (
     BundleError,
     CheckpointError,
@@ -64,9 +63,7 @@ def test_all_of_it_is_there(tiny_folder: Path, tiny_bundle: Path) -> None:
     assert (manifest.name, manifest.notice) == ("tiny", "It knows nothing.")
     assert (manifest.dialect, manifest.dtype) == ("portable", "float32")
     assert manifest.config == tiny.tiny_config()
-    assert manifest.chat == Chat(
-        Turn("<|user|>", "<|assistant|>"), Turn("<|end|><|user|>", "<|assistant|>")
-    )
+    assert manifest.chat == Chat({"eos_token": "<|end|>"})
     assert manifest.tools == {
         "himix-edge": himix_edge.__version__,
         **{name: metadata.version(name) for name in bundle.TOOLS},
@@ -285,7 +282,7 @@ class TestRefusedBeforeTheWork:
             ({"tokenizer_json": "{}"}, CheckpointError, "cannot read .*tokenizer.json"),
             ({"tokenizer_json": "a"}, CheckpointError, "cannot read .*tokenizer.json"),
             ({"chat_template": "{% if %}"}, ExportError, "chat template can't be rendered"),
-            ({"chat_template": "hello"}, ExportError, "more than fixed text"),
+            ({"chat_template": "hello"}, ExportError, "leaves out the question"),
         ],
     )
     def test_texts_that_cannot_be_used(
@@ -369,21 +366,3 @@ class TestCutShort:
         os.truncate(tmp_path / "checkpoint" / "model.safetensors", 1000)
         with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
             export_bundle(checkpoint, place)
-
-
-@pytest.mark.usefixtures("ready_graphs")
-def test_bos_is_what_the_tokenizer_begins_with(tmp_path: Path) -> None:
-    tokenizer: Tokenizer = tiny.tiny_tokenizer()
-    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|user|> $A", special_tokens=[("<|user|>", 1)]
-    )
-    checkpoint = tiny.tiny_checkpoint(
-        tmp_path / "checkpoint",
-        tiny.tiny_config(),
-        tokenizer_json=tokenizer.to_str(),
-        chat_template="{{ bos_token }}" + tiny.CHAT_TEMPLATE,
-    )
-    manifest = export_bundle(checkpoint, tmp_path / "bundle").manifest
-    assert manifest.chat.first == Turn("<|user|><|user|>", "<|assistant|>")
-    assert manifest.chat.next == Turn("<|end|><|user|>", "<|assistant|>")

@@ -32,7 +32,6 @@ from himix_edge.export.sessions import DecoderSession, packed_session
 from himix_edge.export.verify import Closeness
 from himix_edge.files import sha256_of
 from himix_edge.runtimes.base import VisionKV
-from himix_edge.runtimes.ort import PROMPT_TOKENS
 
 INT4 = WeightChoice("int8", "int4", prefill="int8")
 TEXTS = ("tokenizer.json", "chat_template.jinja", "preprocessor.json")
@@ -74,25 +73,26 @@ def test_it_is_a_whole_bundle_that_answers(ort_bundle: Path, quantized: Path) ->
 
 
 def test_prompts_go_through_their_own_copy(quantized: Path) -> None:
+    """However few of their tokens come at a time, and generated tokens through the other."""
     config = Manifest.read(quantized).config
     engine = himix_edge.load(quantized).engine
     image = [np.zeros((1, 2, 4, 16), np.float32)] * (2 * config.decoder.num_hidden_layers)
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     kv = VisionKV(tuple(map(value, image)), config.vision.num_image_tokens)
-    for count, graph, other in (
-        (PROMPT_TOKENS, PREFILL_GRAPH, DECODER_GRAPH),
-        (PROMPT_TOKENS - 1, DECODER_GRAPH, PREFILL_GRAPH),
-    ):
+    own, other = (
+        DecoderSession(quantized / graph, config, packed_session)
+        for graph in (PREFILL_GRAPH, DECODER_GRAPH)
+    )
+    for count in (1, 7, 40):
         ids = np.arange(40, 40 + count)[None]
         cache = engine.open(kv)
-        logits = [engine.step(ids, cache)]
-        logits.append(engine.step(np.array([[7]]), cache))  # one more, by the decoder either way
-        expected, past = DecoderSession(quantized / graph, config, packed_session).step(ids, image)
-        foreign, _ = DecoderSession(quantized / other, config, packed_session).step(ids, image)
-        np.testing.assert_array_equal(logits[0], expected)
-        assert np.abs(logits[0] - foreign).max() > 1e-5
-        decoder = DecoderSession(quantized / DECODER_GRAPH, config, packed_session)
-        np.testing.assert_array_equal(logits[1], decoder.step(np.array([[7]]), past)[0])
+        logits = engine.prefill(ids, cache)
+        expected, past = own.step(ids, image)
+        np.testing.assert_array_equal(logits, expected)
+        assert np.abs(logits - other.step(ids, image)[0]).max() > 1e-5
+        logits = engine.step(np.array([[7]]), cache)
+        np.testing.assert_array_equal(logits, other.step(np.array([[7]]), past)[0])
+        assert (cache.reusable, cache.text_length) == (count, count + 1)
 
 
 def test_the_manifest_says_what_it_is(quantized: Path) -> None:

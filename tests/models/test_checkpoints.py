@@ -176,7 +176,7 @@ def test_bad_config(folder: Path, text: str) -> None:
     assert is_checkpoint(folder)
     (folder / "config.json").write_text(text, encoding="latin-1")
     assert not is_checkpoint(folder)
-    with pytest.raises(CheckpointError, match=r"cannot use .*config\.json"):
+    with pytest.raises(CheckpointError, match=r"cannot (use|read) .*config\.json"):
         read_checkpoint(folder)
 
 

@@ -35,28 +35,38 @@ def test_neither_a_folder_nor_an_id(source: str, monkeypatch: pytest.MonkeyPatch
         folder_from_source(source)
 
 
-def test_an_id_is_downloaded_without_pickles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+REPOSITORY = {
+    "config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt",
+    "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.bin",
+    "consolidated.safetensors", "onnx/config.json", "README.md", "original/model.safetensors",
+    "modeling.py",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_what_of_a_repository_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bool
 ) -> None:
-    repository = {
-        "config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors",
-        "model-00001-of-00002.safetensors", "model.safetensors.index.json",
-        "pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "README.md",
-        "original/model.safetensors", "modeling.py",
-    }  # fmt: skip
+    """Pickled weights where there are no others."""
+    repository = {name for name in REPOSITORY if not (pickled and name.endswith(".safetensors"))}
 
     def download(source: str, **patterns: Any) -> str:
         assert source == "owner/name"
-        kept = filter_repo_objects(sorted(repository), **patterns)
-        (tmp_path / "kept.txt").write_text("\n".join(kept))
+        for name in filter_repo_objects(sorted(repository), **patterns):
+            (tmp_path / name).touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert folder_from_source("owner/name") == tmp_path
-    assert (tmp_path / "kept.txt").read_text().split() == [
-        "README.md", "chat_template.jinja", "config.json", "model-00001-of-00002.safetensors",
-        "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    ]  # fmt: skip
+    texts = {
+        "README.md", "chat_template.jinja", "config.json", "merges.txt",
+        "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+    }  # fmt: skip
+    weights = {"model.safetensors", "model-00001-of-00002.safetensors"}
+    if pickled:
+        weights = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin"}
+    assert {path.name for path in tmp_path.iterdir()} == texts | weights
 
 
 @pytest.mark.parametrize(

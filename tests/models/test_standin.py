@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from himix_edge.contract import Chat, Turn
 from himix_edge.errors import ConfigError
-from himix_edge.export.bundle import manifest_of
+from himix_edge.export.reference import tokenizer_of
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.standin import NOTICE, random_checkpoint
+from himix_edge.runtimes.chat import user_message
 from himix_edge.runtimes.tokenizer import Tokenizer
 from tests.tiny import tiny_config
 
@@ -30,10 +28,8 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("standin") / "tokenizer.json"
-    path.write_text(checkpoint.tokenizer_json, encoding="utf-8")
-    return Tokenizer(path, manifest_of(checkpoint).chat)
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return tokenizer_of(checkpoint)
 
 
 def test_it_says_that_it_knows_nothing(checkpoint: Checkpoint) -> None:
@@ -50,7 +46,7 @@ def test_it_is_the_same_model_every_time(checkpoint: Checkpoint) -> None:
 
 
 def test_the_template_is_the_words_alone(checkpoint: Checkpoint) -> None:
-    assert manifest_of(checkpoint).chat == Chat(Turn("", "\n"), Turn("\n", "\n"))
+    assert tokenizer_of(checkpoint).chat.render([user_message("a")]) == "a\n"
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -75,7 +71,6 @@ def test_a_vocabulary_without_room_for_bytes() -> None:
         random_checkpoint("pair", tiny_config(vocab_size=255))
 
 
-def test_the_smallest_vocabulary(tmp_path: Path) -> None:
+def test_the_smallest_vocabulary() -> None:
     checkpoint = random_checkpoint("pair", tiny_config(vocab_size=256))
-    (tmp_path / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")
-    assert Tokenizer(tmp_path / "tokenizer.json", manifest_of(checkpoint).chat).vocab_size == 256
+    assert tokenizer_of(checkpoint).vocab_size == 256

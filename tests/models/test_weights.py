@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
+import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +19,12 @@ from himix_edge.errors import CheckpointError
 from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
 from himix_edge.models.weights import (
     INDEX,
+    PICKLED_FILE,
+    PICKLED_INDEX,
     SINGLE_FILE,
     HeldWeight,
     RandomWeight,
+    RowOf,
     RowWeight,
     StackedWeight,
     Weight,
@@ -124,11 +132,133 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         CheckpointError, match=r"has no weights: expected model\.safetensors.*neither"
     ):
         stored_weights(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"found pytorch_model\.bin, which is never unpickled"
-    ):
+    (tmp_path / "other.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"neither|found other\.bin"):
         stored_weights(tmp_path)
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    """The same tensors as torch.save writes them."""
+    torch.save(TENSORS, tmp_path / PICKLED_FILE)
+    return tmp_path
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: weight.read() for name, weight in stored_weights(folder).items()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+
+
+def test_pickled_tensors_are_read(pickled: Path) -> None:
+    assert_same(read(pickled), TENSORS)
+    weights = stored_weights(pickled)
+    assert {name: weight.shape for name, weight in weights.items()} == {
+        name: tuple(tensor.shape) for name, tensor in TENSORS.items()
+    }
+
+
+def test_pickled_shards_are_read(tmp_path: Path) -> None:
+    names = list(TENSORS)
+    shards = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    for shard in set(shards.values()):
+        own = {name: TENSORS[name] for name in names if shards[name] == shard}
+        torch.save(own, tmp_path / shard)
+    (tmp_path / PICKLED_INDEX).write_text(json.dumps({"weight_map": shards}))
+    assert_same(read(tmp_path), TENSORS)
+    (tmp_path / shards[names[0]]).unlink()
+    with pytest.raises(CheckpointError, match=f"incomplete.*no {shards[names[0]]}"):
+        stored_weights(tmp_path)
+
+
+def test_safetensors_are_preferred(pickled: Path) -> None:
+    (pickled / PICKLED_FILE).write_bytes(b"nobody looks at this")
+    save_file(TENSORS, pickled / SINGLE_FILE)
+    assert_same(read(pickled), TENSORS)
+
+
+class Malicious:
+    """Runs code when it is unpickled without care."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def test_a_pickle_with_code_runs_none(tmp_path: Path) -> None:
+    mark, path = tmp_path / "ran", tmp_path / PICKLED_FILE
+    torch.save({"x": torch.ones(2), "y": Malicious(mark)}, path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*objects that are no tensors.*safet"):
+        stored_weights(tmp_path)
+    path.write_bytes(pickle.dumps(Malicious(mark)))
+    with pytest.raises(CheckpointError, match=r"cannot read .*pytorch_model\.bin.*safetensors"):
+        stored_weights(tmp_path)
+    assert not mark.exists()
+    torch.save({"y": Malicious(mark)}, path)
+    torch.load(path, weights_only=False)  # what the mark is for
+    assert mark.exists()
+
+
+def odd_files() -> dict[str, Callable[[Path], object]]:
+    old: dict[str, Any] = {"_use_new_zipfile_serialization": False}
+    return {
+        "old": lambda path: torch.save(TENSORS, path, **old),
+        "empty": lambda path: path.write_bytes(b""),
+        "text": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"),
+        "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        "cut early": lambda path: path.write_bytes(path.read_bytes()[:60]),
+        "a list": lambda path: torch.save([torch.ones(2)], path),
+        "nested": lambda path: torch.save({"state_dict": TENSORS}, path),
+        "a number": lambda path: torch.save({"x": 3}, path),
+        "no names": lambda path: torch.save({3: torch.ones(2)}, path),
+        "sparse": lambda path: torch.save({"x": torch.eye(3).to_sparse()}, path),
+        "meta": lambda path: torch.save({"x": torch.ones(3, device="meta")}, path),
+        "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "x").touch()),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_files())
+def test_what_torch_refuses_is_one_line(pickled: Path, kind: str) -> None:
+    odd_files()[kind](pickled / PICKLED_FILE)
+    with pytest.raises(CheckpointError) as error:
+        stored_weights(pickled)
+    line = str(error.value)
+    assert "\n" not in line
+    assert "weights_only" not in line  # torch's own advice is to trust the file
+    assert "save_pretrained(folder)" in line
+
+
+def test_only_one_pickled_tensor_is_held(tmp_path: Path) -> None:
+    """Two of 64 MB, one after the other: the mapping goes with what was read from it."""
+    torch.save({name: torch.ones(16 << 20) for name in "ab"}, tmp_path / PICKLED_FILE)
+    weights = stored_weights(tmp_path)
+    before = resident()
+    for name in "abab":
+        assert weights[name].read().shape == (16 << 20,)
+    assert resident() - before < 32 << 20
+
+
+def resident() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_one_row_of_a_matrix() -> None:
+    matrix = random_tensor(4, 3)
+    row = RowOf(HeldWeight(matrix), 2)
+    assert row.shape == (3,)
+    assert torch.equal(row.read(), matrix[2])
+    assert row.problem() is None
+    matrix[1, 1] = torch.nan
+    assert row.problem() == "is not finite"
 
 
 def test_a_truncated_file_is_named(folder: Path) -> None:

@@ -10,18 +10,19 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from himix_edge.config import DecoderConfig, HiMixConfig, PreprocessConfig, VisionConfig
-from himix_edge.contract import SCHEMA_VERSION, Chat, FileRecord, Manifest, Turn
+from himix_edge.contract import SCHEMA_VERSION, Chat, FileRecord, Manifest
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.kvcache import Cache
 
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
 END_ID = 0
-CHAT = Chat(first=Turn(USER, ASSISTANT), next=Turn(END + USER, ASSISTANT))
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}<|user|>{{ message.content }}"
     "{% else %}<|assistant|>{{ message.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+CHAT = ChatTemplate(CHAT_TEMPLATE, Chat())
 VOCAB_SIZE = 3 + 256
 IMAGE_SLOTS = 9
 
@@ -44,6 +45,9 @@ class FakeEngine:
         slots = image.slots
         return Cache(image.tensors, slots, slots, self.text_offset, slots + self.capacity)
 
+    def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
+        return self.step(input_ids, cache)
+
     def step(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         tokens, positions = input_ids[0], cache.next_positions(*input_ids.shape)[0]
         image, text, places = cache.tensors
@@ -53,6 +57,11 @@ class FakeEngine:
         logits = np.zeros((1, VOCAB_SIZE), np.float32)
         logits[0, self.rule(image, list(text), list(places))] = 1
         return logits
+
+    def rewind(self, cache: Cache, count: int) -> None:
+        image, text, places = cache.tensors
+        cache.move_to((image, text[:count], places[:count]))
+        cache.rewind(count)
 
 
 def arithmetic(image: int, text: list[int], positions: list[int]) -> int:
@@ -117,7 +126,7 @@ def manifest(config: HiMixConfig, folder: Path | None = None) -> Manifest:
         dialect="portable",
         dtype="float32",
         config=config,
-        chat=CHAT,
+        chat=CHAT.chat,
         files={path.name: FileRecord.of(path) for path in files},
         tools={},
         parity={},

@@ -53,3 +53,20 @@ def test_a_full_cache() -> None:
         PromptError, match="context is full: expected at most 2 more tokens, found 3"
     ):
         cache.next_positions(1, 3)
+
+
+def test_what_may_be_used_again_ends_where_another_graph_began() -> None:
+    cache = Cache((), length=9, image_slots=9, text_offset=0, capacity=40)
+    cache.advance((), 5)
+    cache.advance((), 2)
+    assert cache.reusable == 7
+    cache.advance((), 1, reusable=False)
+    cache.advance((), 3)  # another prompt's tokens, after one that isn't as a prompt would have it
+    assert (cache.reusable, cache.text_length) == (7, 11)
+    cache.rewind(7)
+    assert (cache.reusable, cache.text_length, cache.length) == (7, 7, 16)
+    cache.advance((), 3)
+    assert cache.reusable == 10
+    cache.rewind(4)
+    assert (cache.reusable, cache.length) == (4, 13)
+    assert cache.next_positions(1, 2).tolist() == [[4, 5]]

@@ -16,10 +16,13 @@ from himix_edge.contract import (
     PREPROCESSOR,
     TOKENIZER,
     VISION_GRAPH,
+    Chat,
     Manifest,
 )
 from himix_edge.errors import BundleError, ConfigError, ImageError, PromptError
-from himix_edge.runtimes.model import EncodedImage, Model, load
+from himix_edge.runtimes.chat import Message, assistant_message, user_message
+from himix_edge.runtimes.conversation import EncodedImage
+from himix_edge.runtimes.model import Model, load
 from himix_edge.runtimes.preprocess import load_image, pixel_values
 from himix_edge.runtimes.sampling import SamplingOptions
 from himix_edge.runtimes.tokenizer import Tokenizer
@@ -45,7 +48,7 @@ def fake_model(tmp_path: Path, rule: Rule, capacity: int = 1000) -> Model:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return Model(
         description,
-        Tokenizer(tmp_path / "tokenizer.json", description.chat),
+        Tokenizer(tmp_path / "tokenizer.json", CHAT),
         FakeEngine(rule, capacity),
     )
 
@@ -101,7 +104,8 @@ def test_a_prompt_must_leave_room_for_a_token(tmp_path: Path) -> None:
     with pytest.raises(PromptError) as error:
         model.generate(image, "x" * 18)
     assert str(error.value) == (
-        "the prompt is too long: expected at most 19 tokens, template included, found 20. "
+        "the prompt is too long: expected at most 19 tokens, template and earlier turns included, "
+        "found 20. "
         "To mend it: shorten it"
     )
     answer = model.generate(image, "x" * 17)
@@ -170,7 +174,7 @@ def test_a_further_turn_goes_on_from_the_text_before(tmp_path: Path, reason: str
         expected = arithmetic(number, text, list(range(len(text))))
         assert ids_of(character) == [expected]
         text.append(expected)
-    assert second.prompt_tokens == 6
+    assert (second.prompt_tokens, second.cached_tokens) == (15, 9 if reason == "stop" else 8)
     assert fed(model) == text[:-1]  # each token once; the last not yet
 
 
@@ -197,7 +201,7 @@ def test_a_refused_question_changes_nothing(tmp_path: Path) -> None:
     conversation = model.chat(model.encode(PICTURE))
     answer = conversation.ask("what", max_tokens=5)
     next(answer)
-    with pytest.raises(PromptError, match=r"at most 22 tokens, .*found 103.* new conversation"):
+    with pytest.raises(PromptError, match=r"at most 29 tokens, .*found 110.* new conversation"):
         conversation.ask("x" * 100)
     with pytest.raises(PromptError, match="empty"):
         conversation.ask(" ")
@@ -210,7 +214,7 @@ def test_a_context_that_the_answer_has_filled(tmp_path: Path) -> None:
     model = fake_model(tmp_path, arithmetic, capacity=20)
     conversation = model.chat(model.encode(PICTURE))
     assert len(conversation.ask("what").read()) == 14
-    with pytest.raises(PromptError, match=r"at most 0 tokens, .*found 4"):
+    with pytest.raises(PromptError, match=r"at most 19 tokens, .*found 24"):
         conversation.ask("x")
 
 
@@ -257,17 +261,18 @@ def test_conversations_are_the_models_own(name: str, request: pytest.FixtureRequ
     tiny = request.getfixturevalue(name)
     model = load(tiny.folder, threads=1)
     conversation = model.chat(model.encode(PICTURE))
-    text: list[int] = []
+    history: list[Message] = []
     for question in ("what", "who is it", "why"):
-        turn = model.tokenizer.chat.next if text else model.tokenizer.chat.first
-        text += model.tokenizer.encode_turn(turn, question)
+        text = model.tokenizer.encode_turn(history, question)
         expected = [token for token in greedy(tiny, text, 6) if token != 0]
         answer = conversation.ask(question, max_tokens=6)
         answer.read()
-        text += expected
-        assert conversation._text == text
+        assert conversation._text == text + expected
+        assert answer.prompt_tokens == len(text)
         assert answer.text == model.tokenizer.decode(expected)
         assert answer.tokens == len(expected)
+        history += [user_message(question), assistant_message(answer.text)]
+        assert conversation.messages == history
     assert len(text) > 30
 
 
@@ -327,4 +332,4 @@ def test_a_tokenizer_with_more_ids_than_the_decoder(bundle: TinyBundle, tmp_path
 def test_manifest_of_the_model(bundle: TinyBundle) -> None:
     model = load(bundle.folder, threads=1)
     assert model.manifest == Manifest.read(bundle.folder)
-    assert model.tokenizer.chat == CHAT  # as taken apart from CHAT_TEMPLATE
+    assert model.tokenizer.chat.chat == Chat({"eos_token": "<|end|>"})  # of the model's config

@@ -118,6 +118,25 @@ def test_a_cache_of_fixed_size_is_written_in_place(fixed_bundle: TinyBundle) -> 
     assert engine.open(image).tensors == image.tensors
 
 
+def test_a_cache_goes_on_from_any_of_its_tokens(tiny: TinyBundle) -> None:
+    engine = engine_of(tiny)
+    image = engine.encode(pixels().numpy())
+    before = [tensor.numpy()[:, :, :9].copy() for tensor in image.tensors]
+    cache = engine.open(image)
+    engine.prefill(np.array([PROMPT]), cache)
+    engine.step(np.array([[9]]), cache)
+    assert cache.reusable == 6  # all went through one graph
+    for count, more in ((6, [50]), (7, [51, 52]), (3, [53, 54, 55]), (0, PROMPT)):
+        engine.rewind(cache, count)
+        assert (cache.text_length, cache.reusable) == (count, count)
+        text = [*[*PROMPT, 9, 50][:count], *more]
+        logits = engine.prefill(np.array([more]), cache)
+        expected = model_logits(tiny.model, pixels(), text)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=ENGINE_LOGITS)
+    for tensor, kept in zip(image.tensors, before, strict=True):
+        np.testing.assert_array_equal(tensor.numpy()[:, :, :9], kept)
+
+
 def test_two_images_at_once(tiny: TinyBundle) -> None:
     engine = engine_of(tiny)
     both = np.concatenate([pixels(1).numpy(), pixels(2).numpy()])

@@ -30,7 +30,7 @@ from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.ort import OrtEngine
 from himix_edge.runtimes.tokenizer import Tokenizer
-from tests.runtimes.fakes import VOCAB_SIZE, byte_tokenizer, manifest, tiny_config
+from tests.runtimes.fakes import CHAT, VOCAB_SIZE, byte_tokenizer, manifest, tiny_config
 from tests.tolerances import ENGINE_LOGITS, IMAGE_KV
 
 Array = NDArray[np.float32]
@@ -218,10 +218,23 @@ def test_a_branch_goes_on_from_what_it_shares(engine: OrtEngine) -> None:
     is_close(engine.step(np.array([[9]]), second), pixels(), [*PROMPT, 9])
 
 
+def test_it_goes_back_in_place(engine: OrtEngine) -> None:
+    cache = engine.open(engine.encode(pixels()))
+    engine.prefill(np.array([[1, 40, 41, 7, 7]]), cache)
+    engine.step(np.array([[8]]), cache)
+    tensors, binding = cache.tensors, cache.binding
+    engine.rewind(cache, 3)
+    assert (cache.length, cache.reusable) == (SLOTS + 3, 3)
+    is_close(engine.prefill(np.array([[42, 2]]), cache), pixels(), PROMPT)
+    is_close(engine.step(np.array([[9]]), cache), pixels(), [*PROMPT, 9])
+    assert cache.tensors is tensors
+    assert cache.binding is binding is not None
+
+
 def test_questions_that_begin_alike_are_answered_as_if_alone(folder: Path) -> None:
     model = Model(
         ort_manifest(),
-        Tokenizer(folder / TOKENIZER, ort_manifest().chat),
+        Tokenizer(folder / TOKENIZER, CHAT),
         CountingEngine(folder, ort_manifest(), threads=1),
     )
     assert isinstance(model.engine, CountingEngine)
@@ -232,16 +245,15 @@ def test_questions_that_begin_alike_are_answered_as_if_alone(folder: Path) -> No
     image = model.encode(picture)
     model.engine.fed.clear()
     assert [model.generate(image, q, max_tokens=6).read() for q in questions] == alone
-    prefills = [count for count in model.engine.fed if count > 1]
     # All; without "<user>what "; without "<user>wh"; one token; without "<user>wh".
-    assert prefills == [12, 13 - 6, 5 - 3, 12 - 3]
+    assert model.engine.fed == [12, 13 - 6, 5 - 3, 1, 12 - 3]
 
 
 def test_a_conversation_is_not_disturbed_by_those_that_branch_off(folder: Path) -> None:
     description = ort_manifest()
     model = Model(
         description,
-        Tokenizer(folder / TOKENIZER, description.chat),
+        Tokenizer(folder / TOKENIZER, CHAT),
         OrtEngine(folder, description, threads=1),
     )
     picture = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -260,15 +272,15 @@ def test_a_conversation_is_not_disturbed_by_those_that_branch_off(folder: Path) 
 
 
 class CountingEngine(OrtEngine):
-    """How many tokens each step was given."""
+    """How many tokens of prompts it was given at a time."""
 
     def __init__(self, *args: object, **options: int) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.fed: list[int] = []
 
-    def step(self, input_ids: NDArray[np.int64], cache: Cache) -> Array:
+    def prefill(self, input_ids: NDArray[np.int64], cache: Cache) -> Array:
         self.fed.append(input_ids.shape[1])
-        return super().step(input_ids, cache)
+        return super().prefill(input_ids, cache)
 
 
 # The graphs

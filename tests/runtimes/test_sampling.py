@@ -14,6 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from himix_edge.contract import SUPPRESSED_LOGIT
 from himix_edge.errors import BundleError, ConfigError
 from himix_edge.runtimes.sampling import Sampler, SamplingOptions, penalized, probabilities
 from tests.tolerances import PROBABILITIES
@@ -121,6 +122,17 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
     assert {sampler(logits, []) for _ in range(20)} == {int(logits.argmax())}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e30])
+@pytest.mark.parametrize("penalty", [1e-9, 1.0, 2.0])
+def test_what_the_graph_suppresses_is_never_drawn(temperature: float, penalty: float) -> None:
+    logits = random_logits(0)
+    logits[[3, 9]] += SUPPRESSED_LOGIT
+    sampler = Sampler(SamplingOptions(temperature, repetition_penalty=penalty, seed=0))
+    drawn = {sampler(logits, [3, 9, 4]) for _ in range(300)}
+    assert not drawn & {3, 9}
+    assert temperature < 1e30 or len(drawn) > VOCAB / 2
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite(bad: float) -> None:
     logits = random_logits(0)
@@ -147,8 +159,21 @@ def test_logits_that_are_not_finite(bad: float) -> None:
         ("seed", 0.5, "a whole number from 0 up, or None"),
         ("max_tokens", 0, "a whole number from 1 up"),
         ("max_tokens", None, "a whole number from 1 up"),
-        ("stop", "end", "a tuple of strings, none of them empty"),
-        ("stop", ("end", ""), "a tuple of strings, none of them empty"),
+        ("max_tokens", True, "a whole number from 1 up"),
+        ("max_tokens", 1e308, "a whole number from 1 up"),
+        ("max_tokens", "5", "a whole number from 1 up"),
+        ("seed", True, "a whole number from 0 up, or None"),
+        ("top_k", np.float32(2), "a whole number from 0 up"),
+        ("temperature", np.float32("nan"), "a number from 0 up"),
+        ("temperature", np.True_, "a number from 0 up"),
+        ("top_k", np.True_, "a whole number from 0 up"),
+        ("temperature", 1j, "a number from 0 up"),
+        ("stop", "", "a string or several, none of them empty"),
+        ("stop", None, "a string or several, none of them empty"),
+        ("stop", 5, "a string or several, none of them empty"),
+        ("stop", b"end", "a string or several, none of them empty"),
+        ("stop", ("end", ""), "a string or several, none of them empty"),
+        ("stop", ["end", None], "a string or several, none of them empty"),
     ],
 )
 def test_options_out_of_range(name: str, value: Any, expected: str) -> None:
@@ -164,3 +189,99 @@ def test_updated() -> None:
         options.updated({"temprature": 1})
     with pytest.raises(ConfigError, match="top_p is out of range"):
         options.updated({"top_p": 7})
+
+
+HUGE = 10**5000  # beyond all floats, and longer than Python prints
+HUNDREDS = int("9" * 400)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", [HUGE, -HUGE, HUNDREDS], ids=["huge", "-huge", "hundreds"])
+def test_numbers_beyond_all_floats(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is out of range: expected a number") as error:
+        SamplingOptions(**{name: value})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["top_k", "seed", "max_tokens"])
+def test_whole_numbers_of_any_size(name: str) -> None:
+    for value in (HUGE, HUNDREDS, 2**63, np.int64(5), np.uint8(7)):
+        kept = getattr(SamplingOptions(**{name: value}), name)
+        assert (kept, type(kept)) == (int(value), int)
+    with pytest.raises(ConfigError, match="found an int of thousands of digits"):
+        SamplingOptions(**{name: -HUGE})
+
+
+def test_huge_numbers_draw_like_none_at_all() -> None:
+    options = SamplingOptions(temperature=1.0, top_k=HUGE, seed=HUNDREDS, max_tokens=HUGE)
+    plain = SamplingOptions(temperature=1.0, seed=HUNDREDS)
+    samplers = Sampler(options), Sampler(plain)
+    for number in range(20):
+        logits = random_logits(number)
+        assert samplers[0](logits, TEXT) == samplers[1](logits, TEXT)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.75), np.float16(0.75), np.float64(0.75), 0.75])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+def test_numbers_of_numpy(name: str, value: Any) -> None:
+    kept = getattr(SamplingOptions(**{name: value}), name)
+    assert (kept, type(kept)) == (0.75, float)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (".", (".",)),
+        ("end", ("end",)),
+        (["a", "b"], ("a", "b")),
+        ((word for word in ("a", "b")), ("a", "b")),
+        ({"a": 1}, ("a",)),
+        ((), ()),
+        ([], ()),
+        (np.str_("x"), ("x",)),
+    ],
+)
+def test_stop_is_one_string_or_several(given: Any, kept: tuple[str, ...]) -> None:
+    assert SamplingOptions(stop=given).stop == kept
+    assert SamplingOptions().updated({"stop": kept}).stop == kept
+    hash(SamplingOptions(stop=kept))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-100, 1e-5])
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_the_colder_the_likelier_the_likeliest(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = np.array([-3e38, 1.0, 1.5, 3e38, 0.0], np.float32)
+    expected = [0, 0, 0, 1, 0]
+    assert distribution_of(logits, temperature, top_k, top_p) == expected
+    tied = np.array([2.0, 1.0, 2.0, -1e30, 0.0], np.float32)
+    kept = [1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0.5, 0, 0.5, 0, 0]
+    assert distribution_of(tied, temperature, top_k, top_p) in kept
+
+
+def distribution_of(
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float
+) -> list[float]:
+    options = SamplingOptions(temperature, top_k, top_p)
+    found: list[float] = probabilities(logits.astype(np.float64), options).tolist()
+    return found
+
+
+def test_the_hotter_the_more_alike() -> None:
+    options = SamplingOptions(temperature=1e308)
+    found = probabilities(random_logits(0).astype(np.float64), options)
+    np.testing.assert_allclose(found, 1 / VOCAB, rtol=0, atol=PROBABILITIES)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1e308])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e308])
+def test_penalties_next_to_nothing_and_next_to_infinity(penalty: float, temperature: float) -> None:
+    """As transformers in infinite precision would: seen tokens above all others, or below."""
+    logits = np.array([1.0, -2.0, 3.0, 0.5, -0.5], np.float32)
+    options = SamplingOptions(temperature, repetition_penalty=penalty, seed=1)
+    chosen = Sampler(options)(logits, [0, 1])
+    assert 0 <= chosen < 5
+    if temperature == 0:
+        assert chosen == (0 if penalty < 1 else 2)

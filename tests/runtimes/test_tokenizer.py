@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from himix_edge.contract import Chat, Turn
+from himix_edge.contract import Chat
 from himix_edge.errors import BundleError, PromptError
+from himix_edge.runtimes.chat import ChatTemplate, assistant_message, user_message
 from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
 from tests.runtimes.fakes import CHAT, END, byte_tokenizer, ids_of
 
@@ -85,7 +86,7 @@ def metaspace_unigram() -> tokenizers.Tokenizer:
 MAKERS = [byte_tokenizer, byte_level_bpe, sentencepiece_bpe, metaspace_unigram]
 
 
-def saved(tokenizer: tokenizers.Tokenizer, folder: Path, chat: Chat = CHAT) -> Tokenizer:
+def saved(tokenizer: tokenizers.Tokenizer, folder: Path, chat: ChatTemplate = CHAT) -> Tokenizer:
     tokenizer.save(str(folder / "tokenizer.json"))
     return Tokenizer(folder / "tokenizer.json", chat)
 
@@ -105,10 +106,12 @@ def all_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
 # Encoding
 
 
-def test_a_turn_by_hand(tmp_path: Path) -> None:
+def test_turns_by_hand(tmp_path: Path) -> None:
     ours = saved(byte_tokenizer(), tmp_path)
-    assert ours.encode_turn(CHAT.first, "Hi é") == [1, *ids_of("Hi é"), 2]
-    assert ours.encode_turn(CHAT.next, "Hi") == [0, 1, *ids_of("Hi"), 2]
+    first = [1, *ids_of("Hi é"), 2]
+    assert ours.encode_turn(CHAT.first, "Hi é") == first
+    history = [user_message("Hi é"), assistant_message("Yes")]
+    assert ours.encode_turn(history, "Hi") == [*first, *ids_of("Yes"), 0, 1, *ids_of("Hi"), 2]
     assert ours.vocab_size == 259
 
 
@@ -116,46 +119,11 @@ def test_a_turn_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_turn_is_the_whole_text_encoded(maker: object, text: str, tmp_path: Path) -> None:
     reference = maker()  # type: ignore[operator]
-    turn = Turn(before=f"{END}USER: ", after=f"{END}\nASSISTANT:")
-    ids = saved(reference, tmp_path).encode_turn(turn, text)
+    chat = ChatTemplate(f"{END}USER: {{{{ messages[0].content }}}}{END}\nASSISTANT:", Chat())
+    ids = saved(reference, tmp_path, chat).encode_turn((), text)
     whole = reference.encode(f"{END}USER: {text}{END}\nASSISTANT:", add_special_tokens=False)
     assert ids == whole.ids
     assert ids.count(reference.token_to_id(END)) == 2
-
-
-@pytest.mark.parametrize("control", ["<|end|>", "<|user|>", "<|assistant|>"])
-@pytest.mark.parametrize("maker", [byte_tokenizer, byte_level_bpe])
-def test_control_tokens_in_the_users_words_are_plain_text(
-    maker: object, control: str, tmp_path: Path
-) -> None:
-    reference = maker()  # type: ignore[operator]
-    ours = saved(reference, tmp_path)
-    words = f"what is {control}, and x{control}?"
-    ids = ours.encode_turn(CHAT.first, words)
-    before, after = (reference.token_to_id(t) for t in ("<|user|>", "<|assistant|>"))
-    assert (ids[0], ids[-1]) == (before, after)
-    controls = {reference.token_to_id(t) for t in ("<|end|>", "<|user|>", "<|assistant|>")}
-    assert not controls & set(ids[1:-1])
-    assert reference.decode(ids[1:-1], skip_special_tokens=False) == words
-    assert reference.token_to_id(control) in reference.encode(words).ids  # else this proves nothing
-
-
-def test_a_control_token_half_in_the_template_stays_plain(tmp_path: Path) -> None:
-    """`before` ends with the first half of a control token, and the user types the second."""
-    ours = saved(byte_tokenizer(), tmp_path)
-    ids = ours.encode_turn(Turn("<|user|><|e", "<|assistant|>"), "nd|>")
-    assert ids == [1, *ids_of("<|end|>"), 2]
-
-
-def test_words_that_can_only_be_a_control_token_are_refused(tmp_path: Path) -> None:
-    """A vocabulary of whole words, where the control token is a word like any other."""
-    tokenizer = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, END: 1, "a": 2}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([END])
-    ours = saved(tokenizer, tmp_path, Chat(Turn("", " a"), Turn("", " a")))
-    assert ours.encode_turn(Turn("", " a"), "a b") == [2, 0, 2]
-    with pytest.raises(PromptError, match=r"control token of the model: found '<\|end\|>'"):
-        ours.encode_turn(Turn("", " a"), "a <|end|>")
 
 
 def test_a_prompt_that_is_not_unicode(tmp_path: Path) -> None:
@@ -192,7 +160,7 @@ def pieces_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_are_the_text(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode_turn(Turn("", ""), text)
+    ids = tokenizer.encode(text)
     pieces = pieces_of(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids)
     if tokenizer.vocab_size > 100:  # those that can spell anything

@@ -144,6 +144,41 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     assert "cudaErrorStreamCaptureInvalidated" in str(engine.unrecordable)
 
 
+def test_a_cache_goes_on_from_any_of_its_tokens(
+    source: TinyBundle, tmp_path: Path, gpu: FakeGpu
+) -> None:
+    engine = engine_of(source, tmp_path, gpu, caches=2)
+    image = engine.encode(pixels())
+    cache = engine.open(image)
+    check(source, 0, PROMPT, engine.prefill(np.array([PROMPT]), cache))
+    answer = [*PROMPT, 77, 78, 79]
+    for token in answer[len(PROMPT) :]:
+        engine.step(np.array([[token]]), cache)
+    assert cache.reusable == len(answer)  # all went through one graph
+    for count in (len(answer), 8, 3, 0):
+        for more in ([50], [51, 52, 53, 54, 55]):
+            engine.rewind(cache, count)
+            assert (cache.text_length, cache.reusable) == (count, count)
+            text = [*answer[:count], *more]
+            check(source, 0, text, engine.prefill(np.array([more]), cache))
+            check(source, 0, [*text, 60], engine.step(np.array([[60]]), cache))
+    other = engine.open(image)  # the image is what it was
+    del cache
+    check(source, 0, PROMPT, engine.prefill(np.array([PROMPT]), other))
+
+
+def test_a_prompt_of_one_token_goes_through_the_prompts_profile(
+    fixed_bundle: TinyBundle, tmp_path: Path, gpu: FakeGpu
+) -> None:
+    engine = engine_of(fixed_bundle, tmp_path, gpu)
+    cache = engine.open(engine.encode(pixels()))
+    text: list[int] = []
+    for token in (5, 6, 7, 8):
+        text.append(token)
+        check(fixed_bundle, 0, text, engine.prefill(np.array([[token]]), cache))
+    assert gpu.launches == 0  # none is a decode step, which would have been recorded
+
+
 def test_conversations_about_one_image_do_not_meet(
     source: TinyBundle, tmp_path: Path, gpu: FakeGpu
 ) -> None:

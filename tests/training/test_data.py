@@ -5,7 +5,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from himix_edge.export.chat import chat_from_template
+from himix_edge.contract import Chat
+from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer as RuntimeTokenizer
 from himix_edge.shapes.questions import KINDS, ask, is_right
@@ -52,7 +53,7 @@ def test_the_words_of_the_world_are_one_token_each(tokenizer: Tokenizer) -> None
 def test_training_writes_prompts_as_the_runtime_does(tokenizer: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_str())
-    chat = chat_from_template(CHAT_TEMPLATE, eos_token=END)
+    chat = ChatTemplate(CHAT_TEMPLATE, Chat())
     runtime = RuntimeTokenizer(path, chat)
     rng = np.random.default_rng(0)
     for kind in KINDS:

@@ -1,0 +1,90 @@
+"""A Hugging Face folder's tokenizer and chat template as transformers uses them.
+
+`tokenizer.json` alone does not say it: `tokenizer_config.json` adds tokens and names the special
+ones, and some of transformers' classes build their tokenizer anew. So transformers reads the
+folder, and what
+it made is written down: a device then has the very same tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
+
+from himix_edge.contract import Chat
+from himix_edge.errors import CheckpointError
+from himix_edge.models.hub import json_object
+from himix_edge.models.tokenizer_files import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_PLACES,
+    chat_template_of,
+    tokenizer_of,
+)
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class ChatFiles:
+    """All that makes token ids of a conversation.
+
+    Attributes:
+        tokenizer_json, chat_template: texts.
+        chat: the template's variables.
+    """
+
+    tokenizer_json: str
+    chat_template: str
+    chat: Chat
+
+
+def read_chat_files(folder: Path, places: Sequence[str] = TOKENIZER_PLACES) -> ChatFiles:
+    """Reads a folder's tokenizer and chat template.
+
+    Args:
+        places: JSON files that may hold the template; see `chat_template_of`.
+
+    Raises:
+        CheckpointError: files that are missing or can't be used.
+    """
+    files = read_tokenizer(folder)
+    return dataclasses.replace(files, chat_template=chat_template_of(folder, places))
+
+
+def read_tokenizer(folder: Path) -> ChatFiles:
+    """Reads a folder's tokenizer, without a template.
+
+    Raises:
+        CheckpointError: no tokenizer.json, or a tokenizer that transformers can't read.
+    """
+    path = tokenizer_of(folder)
+    try:
+        if _names_a_class(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+                tokenizer_file=str(path)
+            )
+        text = tokenizer.backend_tokenizer.to_str()
+    except Exception as error:  # of bad files, transformers and tokenizers raise all kinds
+        raise CheckpointError(
+            f"cannot read the tokenizer of {folder}",
+            expected="a tokenizer.json of the tokenizers package, and files that go with it",
+            found=next(iter(str(error).splitlines()), type(error).__name__),
+        ) from error
+    special = dict(tokenizer.special_tokens_map)
+    return ChatFiles(text, "", Chat(special, bool(tokenizer.split_special_tokens)))
+
+
+def _names_a_class(folder: Path) -> bool:
+    """Whether the folder says which of transformers' tokenizers it is for."""
+    if (folder / TOKENIZER_CONFIG).is_file() and json_object(folder / TOKENIZER_CONFIG).get(
+        "tokenizer_class"
+    ):
+        return True
+    path = folder / CONFIG
+    return path.is_file() and json_object(path).get("model_type") in CONFIG_MAPPING
