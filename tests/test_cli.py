@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -98,6 +99,38 @@ def test_run_passes_every_option_on(himix, tiny_bundle: Path, picture: Path) -> 
     assert result["finish_reason"] == answer.finish_reason
     assert result["image_tokens"] == 4
     assert set(result["milliseconds"]) == {"preprocess", "vision", "prefill", "decode"}
+
+
+def test_run_says_what_becomes_of_a_stripe(himix, tiny_bundle: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    stripe = tmp_path / "stripe.png"
+    Image.new("RGB", (400, 50), "red").save(stripe)
+    run = ("run", stripe, "describe", "--bundle", tiny_bundle, "--max-tokens", 2)
+    done = himix(*run)
+    assert (
+        "\nNote: crop keeps the middle 12 % of this 400 x 50 picture; run --resize pad" in done.err
+    )
+    [notice] = json.loads(himix(*run, "--json", "--resize", "pad").out)["notices"]
+    assert notice.startswith("pad gives this 400 x 50 picture 12 %")
+    refused(himix(*run, "--resize", "pads"), saying=["resize", "did you mean 'pad'"])
+
+
+def test_run_reads_stdin(  # type: ignore[no-untyped-def]
+    himix, tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("describe", "--bundle", tiny_bundle, "--max-tokens", 5)
+    expected = himix("run", picture, *run)
+    for data in (picture.read_bytes(), b""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = himix("run", "-", *run)
+        if data:
+            assert (done.code, done.out) == (0, expected.out)
+        else:
+            refused(done, saying=["an empty file"])
+
+
+def test_run_fetches_no_url(himix, tiny_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    url = "https://example.org/a.png"
+    refused(himix("run", url, "describe", "--bundle", tiny_bundle), saying=[url, "is a URL"])
 
 
 def test_run_takes_the_last_export(himix, tiny_bundle: Path, picture: Path) -> None:  # type: ignore[no-untyped-def]

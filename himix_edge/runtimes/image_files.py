@@ -19,12 +19,15 @@ from himix_edge.runtimes.jpeg_scans import buffered_scans
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
 
 # In memory, after reduced decoding. "50 megapixels" are up to 8192 x 6144 = 50.3 million in phones
 # and 8256 x 6192 = 51.1 in cameras; and half as wide and high, "200" are 8192 x 6144 again.
 MAX_PIXELS = 52_000_000
 MAX_REDUCTION = 4  # of width and height: of JPEG and JPEG 2000, which can be decoded smaller
-MAX_BUFFERED_REDUCTION = 2  # ... of JPEGs whose coefficients are all in memory: see `jpeg_scans.py`
+# Of a JPEG whose coefficients are all in memory (see `jpeg_scans.py`), for each of MAX_PIXELS:
+# 624 MB at 2 bytes each, which are 208 megapixels with colours at half resolution, 104 with all.
+MAX_COEFFICIENTS = 6
 MAX_SCANS = 100  # of a JPEG; each is one more pass over the picture. Encoders write about ten
 
 # What Pillow decodes by itself; EPS, for one, would start another program. The first that accepts a
@@ -138,7 +141,6 @@ def _undecodable(name: str, kind: str, found: str, needs: str = "a decoder") -> 
 
 def _largest(image: ImageFile, file: IO[bytes], name: str) -> int:
     """How many pixels a picture in this file may have."""
-    most = 1
     if image.format in ("JPEG", "MPO"):
         scans = buffered_scans(file, MAX_SCANS)
         if scans > MAX_SCANS:
@@ -148,10 +150,17 @@ def _largest(image: ImageFile, file: IO[bytes], name: str) -> int:
                 found="more",
                 fix="save it again",
             )
-        most = MAX_BUFFERED_REDUCTION if scans else MAX_REDUCTION
-    elif image.format == "JPEG2000":
-        most = MAX_REDUCTION
-    return MAX_PIXELS * most**2
+        if scans:
+            return int(MAX_PIXELS * MAX_COEFFICIENTS / _coefficients(cast("JpegImageFile", image)))
+        return MAX_PIXELS * MAX_REDUCTION**2
+    return MAX_PIXELS * (MAX_REDUCTION**2 if image.format == "JPEG2000" else 1)
+
+
+def _coefficients(image: JpegImageFile) -> float:
+    """For each pixel: 1 in grey, 1.5 to 3 in colour, by what its components are sampled at."""
+    samples = [(across, down) for _, across, down, _ in image.layer]
+    full = max(across for across, _ in samples) * max(down for _, down in samples)
+    return sum(across * down for across, down in samples) / full
 
 
 def _step(size: tuple[int, int]) -> int:

@@ -106,3 +106,11 @@ def test_a_folder_without_pictures_is_an_error(sound: Checkpoint, tmp_path: Path
     with pytest.raises(ConfigError, match=r"expected 1 or more .*found no such folder"):
         export_bundle(sound, tmp_path / "bundle", dtype="float16", calibration=tmp_path / "none")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_text_beside_the_pictures_that_cannot_be_read(sound: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "prompts.txt").write_bytes("Où?\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"prompts\.txt, line 1 is no text: expected UTF-8"):
+        export_bundle(sound, tmp_path / "bundle", dtype="float16", calibration=tmp_path)
+    assert not (tmp_path / "bundle").exists()

@@ -206,6 +206,10 @@ def test_calibration_pictures_that_cannot_be_used(ort_bundle: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"too few pictures.*found 1"):
         quantize_bundle(ort_bundle, tmp_path / "out", INT4, calibration=folder)
     (folder / "b.png").write_bytes(b"nor this")
+    (folder / "prompts.txt").write_bytes("Où?\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"prompts\.txt, line 1 is no text"):
+        quantize_bundle(ort_bundle, tmp_path / "out", INT4, calibration=folder)
+    (folder / "prompts.txt").unlink()
     with pytest.raises(ImageError, match=r"a\.png"):
         quantize_bundle(ort_bundle, tmp_path / "out", INT4, calibration=folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +219,35 @@ def test_a_context_that_the_answer_has_filled(tmp_path: Path) -> None:
 
 
 # A real bundle
+
+
+def test_how_an_image_is_given_and_resized(
+    bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(bundle.folder, threads=1)
+    config = bundle.model.config.preprocess
+    wide = np.concatenate([PICTURE] * 5, 1)
+    seen: list[np.ndarray[Any, Any]] = []
+    encode = model.engine.encode
+
+    def watched(pixels: Any) -> Any:
+        seen.append(pixels)
+        return encode(pixels)
+
+    monkeypatch.setattr(model.engine, "encode", watched)
+    plain = model.encode(wide)
+    swapped = model.encode(wide[:, :, ::-1], channels="BGR")
+    padded = model.encode(wide, resize="pad")
+    np.testing.assert_array_equal(seen[0], pixel_values(load_image(wide), config))
+    np.testing.assert_array_equal(seen[1], seen[0])
+    padding = dataclasses.replace(config, resize="pad")
+    np.testing.assert_array_equal(seen[2], pixel_values(load_image(wide), padding))
+    assert plain.notices == swapped.notices
+    assert "15 %" in plain.notices[0]
+    assert "pad gives this 200 x 30 picture 15 %" in padded.notices[0]
+    assert model.encode(PICTURE).notices == ()
+    with pytest.raises(ConfigError, match=r"found 'crops'.*mean 'crop'"):
+        model.encode(wide, resize="crops")
 
 
 def greedy(tiny: TinyBundle, text: list[int], count: int) -> list[int]:
