@@ -38,7 +38,7 @@ def _device_main(arguments: list[str]) -> int:
         return bench(arguments[1:])
     print(
         "Error: of the commands only `run`, `bench` and `doctor` work with a device's packages "
-        "alone. To mend it: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and "
+        "alone. Fix: pip install 'himix-edge[cli]', or 'himix-edge[export]' to train and "
         "export",
         file=sys.stderr,
     )

@@ -44,7 +44,7 @@ class HimixError(Exception):
         facts = [f"expected {expected}" if expected else "", f"found {found}" if found else ""]
         detail = ", ".join(fact for fact in facts if fact)
         line = f"{failed}: {detail}" if detail else failed
-        super().__init__(f"{line}. To mend it: {fix}" if fix else line)
+        super().__init__(f"{line}. Fix: {fix}" if fix else line)
 
 
 class ConfigError(HimixError):

@@ -28,7 +28,9 @@ def dataclass_from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(
-            f"{where.rstrip('.') or cls.__name__} is off", expected="an object", found=shown(data)
+            f"{where.rstrip('.') or cls.__name__} is invalid",
+            expected="an object",
+            found=shown(data),
         )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -78,7 +80,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"{where} is off", expected=_hint_name(hint), found=shown(value))
+    raise ConfigError(f"{where} is invalid", expected=_hint_name(hint), found=shown(value))
 
 
 def _hint_name(hint: Any) -> str:

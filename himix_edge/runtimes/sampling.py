@@ -161,7 +161,7 @@ def _number(value: object) -> float:
 def _whole(value: object) -> int:
     """The value if it is a whole number, of any size, else one that is out of every range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return int(value) if whole else -1  # type: ignore[call-overload,no-any-return]
+    return int(value) if whole else -1  # type: ignore[call-overload]
 
 
 def _strings(value: object) -> tuple[str, ...]:
