@@ -19,8 +19,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LONGEST_SHOWN = 80  # characters of a value in an error
-
 
 class HimixError(Exception):
     """What failed, what was expected, what was found, and what mends it, in one line.
@@ -89,15 +87,6 @@ class OutputError(HimixError):
 
 class DependencyError(HimixError):
     """A package that this step needs and that is not installed."""
-
-
-def shown(value: object) -> str:
-    """A value that somebody gave, as an error shows it: short, whatever it is."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more digits than Python prints
-        return f"an {type(value).__name__} of thousands of digits"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} long)"
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

@@ -89,5 +89,8 @@ def _hint_name(hint: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value in an error message, cut to a readable length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return f"an {type(value).__name__} of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -75,10 +75,13 @@ def test_a_demo_that_cannot_be_kept_is_refused_before_its_export() -> None:
     assert said == []
 
 
-@pytest.mark.usefixtures("nowhere")
 def test_an_export_ends_well_all_the_same(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    a_file(monkeypatch, tmp_path)
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", "--checkpoint", str(tiny_folder), "-o", str(tmp_path / "b")])
     assert ended.value.code == 0

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from himix_edge.errors import BundleError, ConfigError, closest, shown
+from himix_edge.errors import BundleError, ConfigError, closest
+from himix_edge.plain import shown
 
 _LARGEST = float(np.finfo(np.float64).max)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numbers
 import os
 
-from himix_edge.errors import ConfigError, shown
+from himix_edge.errors import ConfigError
+from himix_edge.plain import shown
 
 MOST_PER_CORE = 4  # more only wait for each other, and a hundred thousand end the process
 
