@@ -154,5 +154,5 @@ def _layers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise ConfigError(
-            "join is off", expected="numbers of layers, such as -7,-14", found=repr(text)
+            "join is invalid", expected="numbers of layers, such as -7,-14", found=repr(text)
         ) from error

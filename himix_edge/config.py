@@ -42,7 +42,7 @@ class PreprocessConfig:
         _positive(self, "image_size")
         if not all(0 < value < math.inf for value in self.image_std):
             raise ConfigError(
-                "image_std is off", expected="positive numbers", found=shown(self.image_std)
+                "image_std is invalid", expected="positive numbers", found=shown(self.image_std)
             )
 
 
@@ -76,14 +76,14 @@ class VisionConfig:
         _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps", "patch_size")
         if self.image_size < self.patch_size:
             raise ConfigError(
-                "image_size is off",
+                "image_size is invalid",
                 expected=f"at least patch_size ({self.patch_size})",
                 found=str(self.image_size),
             )
         _divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         if not -self.num_hidden_layers <= self.feature_layer <= -1:
             raise ConfigError(
-                "feature_layer is off",
+                "feature_layer is invalid",
                 expected=f"-{self.num_hidden_layers} to -1",
                 found=str(self.feature_layer),
             )
@@ -98,7 +98,7 @@ class VisionConfig:
             )
         if not 0 <= self.skipped_patches < self.num_patches:
             raise ConfigError(
-                "skipped_patches is off",
+                "skipped_patches is invalid",
                 expected=f"0 to {self.num_patches - 1}",
                 found=str(self.skipped_patches),
             )
@@ -132,7 +132,7 @@ class RopeScaling:
         _positive(self, "factor", "low_freq_factor", "original_max_position_embeddings")
         if not self.low_freq_factor < self.high_freq_factor < math.inf:
             raise ConfigError(
-                "high_freq_factor is off",
+                "high_freq_factor is invalid",
                 expected=f"more than low_freq_factor ({self.low_freq_factor})",
                 found=str(self.high_freq_factor),
             )
@@ -241,7 +241,7 @@ class HiMixConfig:
     def __post_init__(self) -> None:
         if self.prefix_tokens < 0:
             raise ConfigError(
-                "prefix_tokens is off", expected="0 or more", found=str(self.prefix_tokens)
+                "prefix_tokens is invalid", expected="0 or more", found=str(self.prefix_tokens)
             )
         converted = (self.projection, self.vision_key_rotation, self.prefix_tokens)
         if self.design != "himix" and converted != (ProjectionConfig(), "none", 0):
@@ -252,13 +252,13 @@ class HiMixConfig:
             )
         if self.preprocess.image_size != self.vision.image_size:
             raise ConfigError(
-                "preprocess.image_size is off",
+                "preprocess.image_size is invalid",
                 expected=f"the encoder's {self.vision.image_size}",
                 found=str(self.preprocess.image_size),
             )
         if self.max_text_tokens < 1:
             raise ConfigError(
-                "decoder.max_position_embeddings is off",
+                "decoder.max_position_embeddings is invalid",
                 expected=f"more than the {self._positions_before_text} that the image takes",
                 found=str(self.decoder.max_position_embeddings),
             )
@@ -300,13 +300,13 @@ class HiMixConfig:
 def _positive(config: object, *names: str) -> None:
     for name in names:
         if not 0 < (value := getattr(config, name)) < math.inf:
-            raise ConfigError(f"{name} is off", expected="a positive number", found=str(value))
+            raise ConfigError(f"{name} is invalid", expected="a positive number", found=str(value))
 
 
 def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if part < 1 or whole < 1 or whole % part:
         raise ConfigError(
-            f"{whole_name} is off",
+            f"{whole_name} is invalid",
             expected=f"a positive multiple of {part_name} ({part})",
             found=str(whole),
         )

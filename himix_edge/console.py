@@ -63,7 +63,7 @@ def print_json(data: Any) -> None:
 
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):  # of a path that is no text, by a library
-        return f"a name that is no text: {error.object[:300]!r}. To mend it: rename it"
+        return f"a name that is no text: {error.object[:300]!r}. Fix: rename it"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, HimixError) else f"{type(error).__name__}: {text}"
 

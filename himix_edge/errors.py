@@ -19,8 +19,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LONGEST_SHOWN = 80  # characters of a value in an error
-
 
 class HimixError(Exception):
     """What failed, what was expected, what was found, and what mends it, in one line.
@@ -44,7 +42,7 @@ class HimixError(Exception):
         facts = [f"expected {expected}" if expected else "", f"found {found}" if found else ""]
         detail = ", ".join(fact for fact in facts if fact)
         line = f"{failed}: {detail}" if detail else failed
-        super().__init__(_in_one_line(f"{line}. To mend it: {fix}" if fix else line))
+        super().__init__(_in_one_line(f"{line}. Fix: {fix}" if fix else line))
 
 
 def _in_one_line(text: str) -> str:
@@ -95,15 +93,6 @@ class OutputError(HimixError):
 
 class DependencyError(HimixError):
     """A package that this step needs and that is not installed."""
-
-
-def shown(value: object) -> str:
-    """A value that somebody gave, as an error shows it: short, whatever it is."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more digits than Python prints
-        return f"an {type(value).__name__} of thousands of digits"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} long)"
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

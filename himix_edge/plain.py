@@ -28,7 +28,9 @@ def dataclass_from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(
-            f"{where.rstrip('.') or cls.__name__} is off", expected="an object", found=shown(data)
+            f"{where.rstrip('.') or cls.__name__} is invalid",
+            expected="an object",
+            found=shown(data),
         )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -78,7 +80,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"{where} is off", expected=_hint_name(hint), found=shown(value))
+    raise ConfigError(f"{where} is invalid", expected=_hint_name(hint), found=shown(value))
 
 
 def _hint_name(hint: Any) -> str:
@@ -87,5 +89,8 @@ def _hint_name(hint: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value in an error message, cut to a readable length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return f"an {type(value).__name__} of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -159,72 +159,73 @@ def test_defaults_may_be_left_out() -> None:
     ("path", "value", "message"),
     [
         # unknown
-        ("vision.hiden_size", 3, "unknown key 'vision.hiden_size' in VisionConfig. To mend it: "
+        ("vision.hiden_size", 3, "unknown key 'vision.hiden_size' in VisionConfig. Fix: "
          "did you mean 'hidden_size'?"),
-        ("desing", "himix", "unknown key 'desing' in HiMixConfig. To mend it: "
+        ("desing", "himix", "unknown key 'desing' in HiMixConfig. Fix: "
          "did you mean 'design'?"),
-        ("xyz", 1, "unknown key 'xyz' in HiMixConfig. To mend it: "
+        ("xyz", 1, "unknown key 'xyz' in HiMixConfig. Fix: "
          "use one of: vision, decoder, preprocess, design, projection, vision_key_rotation, "
          "prefix_tokens"),
         # mistyped
-        ("vision.image_size", "112", "vision.image_size is off: expected int, found '112'"),
-        ("vision.image_size", True, "vision.image_size is off: expected int, found True"),
-        ("vision.image_size", 112.0, "vision.image_size is off: expected int, found 112.0"),
-        ("vision.image_size", None, "vision.image_size is off: expected int, found None"),
-        ("decoder.attention_bias", 1, "decoder.attention_bias is off: expected bool, found 1"),
-        ("decoder.rope_theta", "1e4", "decoder.rope_theta is off: expected float, found '1e4'"),
-        ("decoder.rope_theta", True, "decoder.rope_theta is off: expected float, found True"),
-        ("decoder.eos_token_ids", 1, "decoder.eos_token_ids is off: expected tuple[int, ...], "
+        ("vision.image_size", "112", "vision.image_size is invalid: expected int, found '112'"),
+        ("vision.image_size", True, "vision.image_size is invalid: expected int, found True"),
+        ("vision.image_size", 112.0, "vision.image_size is invalid: expected int, found 112.0"),
+        ("vision.image_size", None, "vision.image_size is invalid: expected int, found None"),
+        ("decoder.attention_bias", 1, "decoder.attention_bias is invalid: expected bool, found 1"),
+        ("decoder.rope_theta", "1e4", "decoder.rope_theta is invalid: expected float, found '1e4'"),
+        ("decoder.rope_theta", True, "decoder.rope_theta is invalid: expected float, found True"),
+        ("decoder.eos_token_ids", 1, "decoder.eos_token_ids is invalid: expected tuple[int, ...], "
          "found 1"),
-        ("decoder.eos_token_ids", [1, "2"], "decoder.eos_token_ids is off: expected int, "
+        ("decoder.eos_token_ids", [1, "2"], "decoder.eos_token_ids is invalid: expected int, "
          "found '2'"),
-        ("preprocess.image_mean", [0.5, 0.5], "preprocess.image_mean is off: "
+        ("preprocess.image_mean", [0.5, 0.5], "preprocess.image_mean is invalid: "
          "expected tuple[float, float, float], found [0.5, 0.5]"),
-        ("vision", [1], "vision is off: expected an object, found [1]"),
-        ("decoder.rope_scaling", 8.0, "decoder.rope_scaling is off: expected an object, found 8.0"),
-        ("decoder.rope_scaling", {**SCALING, "factor": None}, "decoder.rope_scaling.factor is off: "
-         "expected float, found None"),
+        ("vision", [1], "vision is invalid: expected an object, found [1]"),
+        ("decoder.rope_scaling", 8.0, "decoder.rope_scaling is invalid: "
+         "expected an object, found 8.0"),
+        ("decoder.rope_scaling", {**SCALING, "factor": None}, "decoder.rope_scaling.factor is "
+         "invalid: expected float, found None"),
         ("decoder.rope_scaling", {**SCALING, "factr": 1}, "unknown key "
-         "'decoder.rope_scaling.factr' in RopeScaling. To mend it: did you mean 'factor'?"),
+         "'decoder.rope_scaling.factr' in RopeScaling. Fix: did you mean 'factor'?"),
         ("decoder.rope_scaling", {"factor": 8}, "RopeScaling lacks "
          "decoder.rope_scaling.low_freq_factor, decoder.rope_scaling.high_freq_factor, "
          "decoder.rope_scaling.original_max_position_embeddings"),
         # no such choice
-        ("vision.model_type", "siglp", "vision.model_type can't be 'siglp'. To mend it: "
+        ("vision.model_type", "siglp", "vision.model_type can't be 'siglp'. Fix: "
          "did you mean 'siglip'?"),
-        ("design", "himx", "design can't be 'himx'. To mend it: did you mean 'himix'?"),
-        ("preprocess.resize", "stretch", "preprocess.resize can't be 'stretch'. To mend it: "
+        ("design", "himx", "design can't be 'himx'. Fix: did you mean 'himix'?"),
+        ("preprocess.resize", "stretch", "preprocess.resize can't be 'stretch'. Fix: "
          "use one of: squash, crop"),
-        ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. To mend it: "
+        ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. Fix: "
          "did you mean 'crop'?"),
         # impossible
-        ("vision.patch_size", 113, "image_size is off: "
+        ("vision.patch_size", 113, "image_size is invalid: "
          "expected at least patch_size (113), found 112"),
-        ("vision.patch_size", 0, "patch_size is off: expected a positive number, found 0"),
-        ("vision.num_attention_heads", 5, "hidden_size is off: "
+        ("vision.patch_size", 0, "patch_size is invalid: expected a positive number, found 0"),
+        ("vision.num_attention_heads", 5, "hidden_size is invalid: "
          "expected a positive multiple of num_attention_heads (5), found 96"),
-        ("vision.feature_layer", 0, "feature_layer is off: expected -4 to -1, found 0"),
-        ("vision.feature_layer", -5, "feature_layer is off: expected -4 to -1, found -5"),
-        ("vision.num_hidden_layers", 0, "num_hidden_layers is off: "
+        ("vision.feature_layer", 0, "feature_layer is invalid: expected -4 to -1, found 0"),
+        ("vision.feature_layer", -5, "feature_layer is invalid: expected -4 to -1, found -5"),
+        ("vision.num_hidden_layers", 0, "num_hidden_layers is invalid: "
          "expected a positive number, found 0"),
-        ("decoder.num_key_value_heads", 3, "num_attention_heads is off: "
+        ("decoder.num_key_value_heads", 3, "num_attention_heads is invalid: "
          "expected a positive multiple of num_key_value_heads (3), found 4"),
-        ("decoder.head_dim", 15, "head_dim is off: "
+        ("decoder.head_dim", 15, "head_dim is invalid: "
          "expected a positive multiple of a rotary pair (2), found 15"),
-        ("decoder.vocab_size", -1, "vocab_size is off: expected a positive number, found -1"),
+        ("decoder.vocab_size", -1, "vocab_size is invalid: expected a positive number, found -1"),
         ("decoder.eos_token_ids", [199, 200, -1], "eos_token_ids are off: "
          "expected ids below vocab_size (200), found [200, -1]"),
-        ("decoder.rope_scaling", {**SCALING, "factor": 0}, "factor is off: "
+        ("decoder.rope_scaling", {**SCALING, "factor": 0}, "factor is invalid: "
          "expected a positive number, found 0.0"),
-        ("decoder.rope_scaling", {**SCALING, "low_freq_factor": 4}, "high_freq_factor is off: "
+        ("decoder.rope_scaling", {**SCALING, "low_freq_factor": 4}, "high_freq_factor is invalid: "
          "expected more than low_freq_factor (4.0), found 4.0"),
         ("decoder.rope_scaling", {**SCALING, "high_freq_factor": float("inf")},
-         "high_freq_factor is off: expected more than low_freq_factor (1.0), found inf"),
+         "high_freq_factor is invalid: expected more than low_freq_factor (1.0), found inf"),
         ("decoder.rope_scaling", {**SCALING, "original_max_position_embeddings": -1},
-         "original_max_position_embeddings is off: expected a positive number, found -1"),
-        ("decoder.rms_norm_eps", float("nan"), "rms_norm_eps is off: "
+         "original_max_position_embeddings is invalid: expected a positive number, found -1"),
+        ("decoder.rms_norm_eps", float("nan"), "rms_norm_eps is invalid: "
          "expected a positive number, found nan"),
-        ("decoder.rope_theta", float("inf"), "rope_theta is off: "
+        ("decoder.rope_theta", float("inf"), "rope_theta is invalid: "
          "expected a positive number, found inf"),
         ("vision.joined_layers", [-3, -3], "joined_layers are off: expected different ones "
          "from -4 to below feature_layer (-2), found (-3, -3)"),
@@ -232,18 +233,18 @@ def test_defaults_may_be_left_out() -> None:
          "from -4 to below feature_layer (-2), found (-2,)"),
         ("vision.joined_layers", [-5], "joined_layers are off: expected different ones "
          "from -4 to below feature_layer (-2), found (-5,)"),
-        ("vision.skipped_patches", 64, "skipped_patches is off: expected 0 to 63, found 64"),
-        ("vision.skipped_patches", -1, "skipped_patches is off: expected 0 to 63, found -1"),
-        ("projection.neighbourhood", 2, "projection.neighbourhood can't be 2. To mend it: "
+        ("vision.skipped_patches", 64, "skipped_patches is invalid: expected 0 to 63, found 64"),
+        ("vision.skipped_patches", -1, "skipped_patches is invalid: expected 0 to 63, found -1"),
+        ("projection.neighbourhood", 2, "projection.neighbourhood can't be 2. Fix: "
          "use one of: 1, 3"),
-        ("projection.connector_size", 0, "connector_size is off: "
+        ("projection.connector_size", 0, "connector_size is invalid: "
          "expected a positive number, found 0"),
-        ("vision_key_rotation", "slot", "vision_key_rotation can't be 'slot'. To mend it: "
+        ("vision_key_rotation", "slot", "vision_key_rotation can't be 'slot'. Fix: "
          "did you mean 'slots'?"),
-        ("prefix_tokens", -1, "prefix_tokens is off: expected 0 or more, found -1"),
-        ("preprocess.image_size", 224, "preprocess.image_size is off: "
+        ("prefix_tokens", -1, "prefix_tokens is invalid: expected 0 or more, found -1"),
+        ("preprocess.image_size", 224, "preprocess.image_size is invalid: "
          "expected the encoder's 112, found 224"),
-        ("preprocess.image_std", [0.5, 0, 0.5], "image_std is off: "
+        ("preprocess.image_std", [0.5, 0, 0.5], "image_std is invalid: "
          "expected positive numbers, found (0.5, 0.0, 0.5)"),
     ],
 )  # fmt: skip
@@ -281,7 +282,7 @@ def test_missing_fields_are_all_named() -> None:
 
 @pytest.mark.parametrize("data", [None, [], "{}", 3])
 def test_what_is_no_object_is_refused(data: Any) -> None:
-    with pytest.raises(ConfigError, match="HiMixConfig is off: expected an object"):
+    with pytest.raises(ConfigError, match="HiMixConfig is invalid: expected an object"):
         HiMixConfig.from_dict(data)
 
 

@@ -153,7 +153,7 @@ def test_another_schema_version_is_named(bundle: Path) -> None:
         Manifest.read(bundle)
     assert str(error.value) == (
         f"{bundle} was made by another version of himix-edge: expected manifest schema "
-        f"{SCHEMA_VERSION}, found {SCHEMA_VERSION + 1}. To mend it: export it again with this "
+        f"{SCHEMA_VERSION}, found {SCHEMA_VERSION + 1}. Fix: export it again with this "
         "version"
     )
 
@@ -162,7 +162,7 @@ def test_another_schema_version_is_named(bundle: Path) -> None:
     ("field", "value", "message"),
     [
         ("dialect", "portabel", "dialect can't be 'portabel'"),
-        ("files", {"a": {"sha256": "x", "size": "3"}}, "files.a.size is off: expected int"),
+        ("files", {"a": {"sha256": "x", "size": "3"}}, "files.a.size is invalid: expected int"),
         ("chat", {"image": {"placeholder": "a"}}, "ImagePlace lacks chat.image.token_id"),
         ("surprise", 1, "unknown key 'surprise' in Manifest"),
     ],
@@ -180,7 +180,7 @@ def test_sealed_content_that_is_off_is_refused(
 
 
 def test_a_folder_without_a_manifest_and_no_folder_at_all(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is not a bundle: .* found none\. To mend it: make one"):
+    with pytest.raises(BundleError, match=r"is not a bundle: .* found none\. Fix: make one"):
         Manifest.read(tmp_path)
     with pytest.raises(BundleError, match=r"is not a bundle: .* found no such folder"):
         Manifest.read(tmp_path / "nowhere")

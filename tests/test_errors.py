@@ -17,10 +17,10 @@ from himix_edge.errors import HimixError, closest
         (HimixError("a.png is gone"), "a.png is gone"),
         (HimixError("it broke", expected="3"), "it broke: expected 3"),
         (HimixError("it broke", found="4"), "it broke: found 4"),
-        (HimixError("it broke", fix="try again"), "it broke. To mend it: try again"),
+        (HimixError("it broke", fix="try again"), "it broke. Fix: try again"),
         (
             HimixError("it broke", expected="3", found="4", fix="try again"),
-            "it broke: expected 3, found 4. To mend it: try again",
+            "it broke: expected 3, found 4. Fix: try again",
         ),
     ],
 )

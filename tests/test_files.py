@@ -136,7 +136,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, write: Writer) -> None:
         write(tmp_path / "out", no_space)
     assert str(error.value) == (
         f"cannot write {tmp_path / 'out'}: expected a folder that can be written, with room on "
-        "the disk, found No space left on device. To mend it: choose another place, or free some "
+        "the disk, found No space left on device. Fix: choose another place, or free some "
         "space"
     )
     assert contents(tmp_path) == {}

@@ -38,8 +38,8 @@ def test_either_may_be_chosen_otherwise() -> None:
 @pytest.mark.parametrize(
     ("dialect", "dtype", "message"),
     [
-        ("natve", None, "no dialect is named 'natve'. To mend it: did you mean 'native'"),
-        (None, "fp16", "no dtype is named 'fp16'. To mend it: did you mean 'float16'"),
+        ("natve", None, "no dialect is named 'natve'. Fix: did you mean 'native'"),
+        (None, "fp16", "no dtype is named 'fp16'. Fix: did you mean 'float16'"),
     ],
 )
 def test_unknown_graphs_are_errors(dialect: str | None, dtype: str | None, message: str) -> None:

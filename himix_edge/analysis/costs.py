@@ -92,7 +92,7 @@ def fastv(
             found=str(layer),
         )
     if not 0 <= ratio <= 1:
-        raise ConfigError("the filtering ratio is off", expected="0 to 1", found=str(ratio))
+        raise ConfigError("the filtering ratio is invalid", expected="0 to 1", found=str(ratio))
     all_tokens = image_tokens + text_tokens
     left = round(image_tokens * (1 - ratio)) + text_tokens
     below = dataclasses.replace(config, num_hidden_layers=layer)

@@ -23,7 +23,8 @@ from himix_edge.bench.cold import ColdStart, cold_start
 from himix_edge.bench.limits import LimitMeter, Limits, settle
 from himix_edge.bench.split import projection_share
 from himix_edge.contract import Manifest
-from himix_edge.errors import BundleError, ConfigError, closest, shown
+from himix_edge.errors import BundleError, ConfigError, closest
+from himix_edge.plain import shown
 from himix_edge.runtimes import Model, load
 from himix_edge.runtimes.preprocess import load_image, pixel_values
 from himix_edge.runtimes.threads import checked_threads

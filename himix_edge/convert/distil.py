@@ -59,9 +59,11 @@ class DistilSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "images", "questions", "learning_rate"):
             if not 0 < (value := getattr(self, name)) < float("inf"):
-                raise ConfigError(f"{name} is off", expected="a positive number", found=str(value))
+                raise ConfigError(
+                    f"{name} is invalid", expected="a positive number", found=str(value)
+                )
         if self.seed < 0:
-            raise ConfigError("seed is off", expected="0 or more", found=str(self.seed))
+            raise ConfigError("seed is invalid", expected="0 or more", found=str(self.seed))
 
 
 def distil(

@@ -81,7 +81,7 @@ def llava_source(folder: Path) -> TeacherSource:
         decoder = decoder_config(_text(config, data))
         if not 0 <= config.image_token_index < decoder.vocab_size:
             raise ConfigError(
-                "image_token_index is off",
+                "image_token_index is invalid",
                 expected=f"0 to {decoder.vocab_size - 1}",
                 found=str(config.image_token_index),
             )
@@ -114,7 +114,7 @@ def _vision(config: Any) -> VisionConfig:
     whole = config.vision_feature_select_strategy == "full"
     if whole and is_clip:
         raise ConfigError(
-            "vision_feature_select_strategy is off",
+            "vision_feature_select_strategy is invalid",
             expected="'default' with CLIP, whose first feature is no patch",
             found="'full'",
         )

@@ -70,7 +70,9 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         for name, least in (("distil", 0), ("distil_images", 1), ("judge", 1), ("batch", 1)):
             if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is off", expected=f"{least} or more", found=str(value))
+                raise ConfigError(
+                    f"{name} is invalid", expected=f"{least} or more", found=str(value)
+                )
         _require_device(self.device)
 
 

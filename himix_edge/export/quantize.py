@@ -83,7 +83,7 @@ class DecoderQuantization:
             )
         if type(self.block_size) is not int or self.block_size not in BLOCK_SIZES:
             raise ConfigError(
-                "block_size is off", expected="32, 64 or 128", found=repr(self.block_size)
+                "block_size is invalid", expected="32, 64 or 128", found=repr(self.block_size)
             )
 
     @property

@@ -62,7 +62,7 @@ class WeightOnly:
             )
         if type(self.block_size) is not int or self.block_size not in BLOCK_SIZES:
             raise ConfigError(
-                "block_size is off",
+                "block_size is invalid",
                 expected="64 or 128, TensorRT's for int4",
                 found=repr(self.block_size),
             )

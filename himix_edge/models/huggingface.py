@@ -148,7 +148,7 @@ def vision_config(
     """
     config: Any = _known_class(data, ENCODERS).from_dict(dict(data))  # with defaults left out there
     if config.num_channels != 3:
-        raise ConfigError("num_channels is off", expected="3", found=str(config.num_channels))
+        raise ConfigError("num_channels is invalid", expected="3", found=str(config.num_channels))
     if config.hidden_act not in VISION_ACTIVATIONS:
         raise ConfigError(
             "hidden_act is unknown",

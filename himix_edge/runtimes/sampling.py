@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from himix_edge.contract import SUPPRESSED_LOGIT
-from himix_edge.errors import BundleError, ConfigError, closest, shown
+from himix_edge.errors import BundleError, ConfigError, closest
+from himix_edge.plain import shown
 
 _LARGEST = float(np.finfo(np.float64).max)
 
@@ -163,7 +164,7 @@ def _number(value: object) -> float:
 def _whole(value: object) -> int:
     """The value if it is a whole number, of any size, else one that is out of every range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return int(value) if whole else -1  # type: ignore[call-overload,no-any-return]
+    return int(value) if whole else -1  # type: ignore[call-overload]
 
 
 def _strings(value: object) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numbers
 import os
 
-from himix_edge.errors import ConfigError, shown
+from himix_edge.errors import ConfigError
+from himix_edge.plain import shown
 
 # A device's settings may be tried on a smaller machine; a hundred thousand would end the process.
 MOST = max(64, os.cpu_count() or 1)

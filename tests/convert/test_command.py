@@ -99,7 +99,7 @@ def test_what_convert_refuses(himix: Any, vanilla: Path, album: Path, tmp_path: 
         assert saying in done.err
 
     end = ("--calibration", album, "-o", tmp_path / "new")
-    refused("join is off", "convert", vanilla, *end, "--join", "two")
+    refused("join is invalid", "convert", vanilla, *end, "--join", "two")
     refused("joined_layers are off", "convert", vanilla, *end, "--join=-1")
     refused("neighbourhood can't be 2", "convert", vanilla, *end, "--neighbourhood", 2)
     refused("did you mean 'attention'", "convert", vanilla, *end, "--weighting", "attentive")

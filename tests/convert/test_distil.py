@@ -329,5 +329,7 @@ def test_nothing_to_distil_on_is_refused(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["steps", "images", "questions", "learning_rate"])
 def test_settings_that_are_off_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is off: expected a positive number, found 0"):
+    with pytest.raises(
+        ConfigError, match=f"{name} is invalid: expected a positive number, found 0"
+    ):
         DistilSettings(**{"steps": 1, name: 0})

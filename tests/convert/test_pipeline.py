@@ -236,9 +236,9 @@ def test_too_few_pictures_for_the_rank(llava: Path, pictures: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"distil": -1}, "distil is off: expected 0 or more, found -1"),
-        ({"judge": 0}, "judge is off"),
-        ({"batch": 0}, "batch is off"),
+        ({"distil": -1}, "distil is invalid: expected 0 or more, found -1"),
+        ({"judge": 0}, "judge is invalid"),
+        ({"batch": 0}, "batch is invalid"),
         ({"device": "cuda:7"}, "can't compute on 'cuda:7'.*--device cpu"),
         ({"device": "toaster"}, "can't compute on 'toaster'"),
     ],

@@ -258,9 +258,9 @@ def _config(folder: Path) -> dict[str, Any]:
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llava", {"projector_hidden_act": "silu"}, "projector_hidden_act is unknown.*gelu.*silu"),
     ("llava", {"vision_feature_layer": [-2, -5]}, r"vision_feature_layer.*one layer.*-2, -5"),
-    ("llava", {"vision_feature_layer": 0}, "feature_layer is off"),
+    ("llava", {"vision_feature_layer": 0}, "feature_layer is invalid"),
     ("llava", {"vision_feature_select_strategy": "full"}, "'default' with CLIP.*'full'"),
-    ("llava", {"image_token_index": 600}, "image_token_index is off.*0 to 599.*600"),
+    ("llava", {"image_token_index": 600}, "image_token_index is invalid.*0 to 599.*600"),
     ("llava", {"image_token_index": 500}, "lacks the image's token.*500"),
     (
         "llava",

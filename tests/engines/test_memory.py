@@ -77,7 +77,7 @@ def test_the_refusal_has_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         require_memory("decoder.onnx", 10**9, ORIN)
     assert str(error.value) == (
         "building decoder.onnx takes more memory than there is: expected about 4.0 GB free, found "
-        "3.1 GB. To mend it: close what else runs; or try it anyway, with swap, by --force"
+        "3.1 GB. Fix: close what else runs; or try it anyway, with swap, by --force"
     )
 
 

@@ -123,8 +123,8 @@ def test_fp8_on_a_gpu_without(
     with pytest.raises(EngineError) as error:
         plan_build(bundle, target)
     assert str(error.value) == (
-        "this GPU has no fp8: expected a GPU of compute capability 8.9 or later, found 8.6. To "
-        "mend it: export the bundle again: himix-edge export --target tensorrt, and quantize it "
+        "this GPU has no fp8: expected a GPU of compute capability 8.9 or later, found 8.6. Fix: "
+        "export the bundle again: himix-edge export --target tensorrt, and quantize it "
         "to int8 or int4"
     )
 
@@ -142,7 +142,7 @@ def test_a_quantized_bundle_for_onnx_runtime(tmp_path: Path) -> None:
         plan_build(bundle)
     assert str(error.value) == (
         f"TensorRT can't read {bundle}, a bundle of the ort dialect: expected ONNX Runtime, found "
-        "TensorRT. To mend it: export the checkpoint, before quantizing for it: himix-edge export "
+        "TensorRT. Fix: export the checkpoint, before quantizing for it: himix-edge export "
         "--target tensorrt"
     )
 

@@ -101,7 +101,7 @@ def test_none_was_built(bundle: Path) -> None:
         find(bundle)
     assert str(error.value) == (
         f"{bundle} has no engine for this device: expected one for TensorRT 10.16.1.11 on "
-        "Orin, 8 SMs (sm 8.7), found none. To mend it: "
+        "Orin, 8 SMs (sm 8.7), found none. Fix: "
         f"himix-edge build {bundle} --target trt"
     )
 
@@ -143,7 +143,7 @@ def test_a_stale_engine(bundle: Path, changed: str) -> None:
         find(bundle)
     expected = engine_key(Manifest.read(bundle), ORIN, SIZES)
     assert expected != key
-    assert f"is not this bundle's: expected {expected}, found {key}. To mend" in str(error.value)
+    assert f"is not this bundle's: expected {expected}, found {key}. Fix: " in str(error.value)
     assert error.value.fix == f"himix-edge build {bundle} --target trt"
 
 

@@ -285,7 +285,7 @@ def test_what_is_no_quantization() -> None:
     with pytest.raises(ConfigError, match=r"'gtpq'.*did you mean 'gptq'"):
         DecoderQuantization(method="gtpq")  # type: ignore[arg-type]
     for size in (0, 48, 256, "32", True):
-        with pytest.raises(ConfigError, match=r"block_size is off: expected 32, 64 or 128"):
+        with pytest.raises(ConfigError, match=r"block_size is invalid: expected 32, 64 or 128"):
             DecoderQuantization(block_size=size)  # type: ignore[arg-type]
 
 

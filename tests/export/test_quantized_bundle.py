@@ -222,7 +222,7 @@ def test_calibration_pictures_that_cannot_be_used(ort_bundle: Path, tmp_path: Pa
         (("int4", None), "vision encoder can't be 'int4'.*int8"),
         ((None, "int3"), "decoder can't be 'int3'.*did you mean 'int"),
         ((None, "fp8"), "decoder can't be 'fp8'.*int8"),
-        ((None, "int4", 48), "block_size is off.*32, 64 or 128.*48"),
+        ((None, "int4", 48), "block_size is invalid.*32, 64 or 128.*48"),
         ((None, "int8", None, "gptq"), "gptq means nothing here: expected int4.*found int8"),
         ((None, "int4", None, "rtn", "int3"), "head can't be 'int3'.*did you mean 'int"),
         (("int8", None, None, "rtn", "int4"), "the head is the decoder's"),

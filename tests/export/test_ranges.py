@@ -325,7 +325,7 @@ def test_a_key_that_float16_cannot_hold_is_an_error(sound: Ranges) -> None:
     message = (
         "the model does not fit into float16: expected values of at most 65,504, "
         "found 65,505 in the cache, present.1.key. "
-        "To mend it: export with --dtype bfloat16, or float32"
+        "Fix: export with --dtype bfloat16, or float32"
     )
     with pytest.raises(ExportError, match=re.escape(message)):
         wide_parts(dataclasses.replace(sound, cache=cache))

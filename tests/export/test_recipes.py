@@ -145,7 +145,7 @@ def test_what_a_portable_bundle_refuses(
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (WeightChoice(decoder="int4", block_size=32), r"block_size is off: expected 64 or 128"),
+        (WeightChoice(decoder="int4", block_size=32), r"block_size is invalid: expected 64 or 128"),
         (WeightChoice(decoder="fp8", method="gptq"), "gptq has no fp8"),
     ],
 )

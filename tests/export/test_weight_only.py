@@ -192,8 +192,8 @@ def test_the_same_graph_gives_the_same_bytes(half_bundle: Path, tmp_path: Path) 
     ("arguments", "message"),
     [
         (("int5",), "'int5'.*did you mean 'int"),
-        (("int4", 32), "block_size is off: expected 64 or 128.*found 32"),
-        (("int4", True), "block_size is off.*found True"),
+        (("int4", 32), "block_size is invalid: expected 64 or 128.*found 32"),
+        (("int4", True), "block_size is invalid.*found True"),
         (("int4", 64, "gtpq"), "'gtpq'.*did you mean 'gptq'"),
         (("fp8", 64, "gptq"), "gptq has no fp8"),
     ],

@@ -104,8 +104,8 @@ def test_llavas_own_processors() -> None:
         ({"do_rescale": False, "do_normalize": False}, "do_rescale False, do_normalize False"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078"),
         ({"do_pad": True}, "found do_pad True"),
-        ({"image_mean": [0.5]}, "image_mean is off"),
-        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is off"),
+        ({"image_mean": [0.5]}, "image_mean is invalid"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is invalid"),
         ({"image_processor_type": "ViTImageProcessor"}, "found ViTImageProcessor"),
     ],
 )

@@ -280,7 +280,7 @@ def test_a_plugin_that_finds_no_gpu(
         raise RuntimeError("libcuda.so.1: cannot open\nmore")
 
     monkeypatch.setattr(gpu_ort, "register_execution_provider_library", fails)
-    with pytest.raises(DependencyError, match=r"found libcuda.so.1: cannot open\. To mend"):
+    with pytest.raises(DependencyError, match=r"found libcuda.so.1: cannot open\. Fix: "):
         opened(bundle, "tensorrt-rtx")
 
 

@@ -106,7 +106,7 @@ def test_a_prompt_must_leave_room_for_a_token(tmp_path: Path) -> None:
     assert str(error.value) == (
         "the prompt is too long: expected at most 19 tokens, template and earlier turns included, "
         "found 20. "
-        "To mend it: shorten it"
+        "Fix: shorten it"
     )
     answer = model.generate(image, "x" * 17)
     assert len(answer.read()) == 1

@@ -408,7 +408,7 @@ def test_a_truncated_file(kind: str, share: float) -> None:
     with pytest.raises(ImageError) as error:
         load_image(whole[: int(len(whole) * share)])
     assert "\n" not in str(error.value)
-    assert "To mend it" in str(error.value)
+    assert "Fix: " in str(error.value)
 
 
 def test_bytes_damaged_anywhere_give_an_image_or_an_image_error() -> None:
