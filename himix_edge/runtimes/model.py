@@ -106,9 +106,9 @@ class Latest:
     text: list[int] = field(default_factory=list)
 
     def shared(self, ids: list[int]) -> int:
-        """With how many of its tokens a prompt begins; one of the prompt at least is left."""
+        """With how many of its tokens a prompt begins; two of the prompt at least are left."""
         seen = self.text[: self.cache.reusable] if self.cache else []
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-1]))  # noqa: B905
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-2]))  # noqa: B905
         return len(list(pairs))
 
 
