@@ -1,8 +1,14 @@
 """A graph's products with weight matrices, as int8 products of ONNX Runtime's CPU.
 
 Weights are 7-bit codes with a scale to each output; activations are rounded to 8 bits as they come,
-with one scale to a tensor. Products that read the same input share its rounding. Biases are added
-by the products.
+with a scale s to each row x, which is a token or a patch of a picture:
+
+    s = max(max(x) / 127, -min(x) / 128)        q = round(x / s) + 128        y = s ((q - 128) W)
+
+So the numbers of a row depend on that row alone, never on those beside it: a prompt gives the same
+in one step and in many, a picture alone and among others. ONNX Runtime's products take one scale to
+a tensor; they get 1, and what comes out is multiplied by the rows'. Products that read the same
+input share its rounding.
 
 Why 7 bits: x86 without VNNI (AVX2, most of the small machines in the field) adds two products of an
 activation (0 to 255) and a weight in 16 bits, and cuts off what doesn't fit. Two products with
@@ -13,9 +19,8 @@ takes twice the time.) The bit costs little: the activations' rounding errors ou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
@@ -26,7 +31,8 @@ from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.products import Product, initializer, named
 
 LOWEST, HIGHEST = -64, 63
-_LEAST_SCALE = np.float32(2.0**-100)  # of an output without weights
+ZERO_POINT = 128
+_LEAST_SCALE = np.float32(2.0**-100)  # of an output without weights, and of a row of zeros
 
 
 def replace_products(graph: onnx_ir.Model, products: Sequence[Product]) -> None:
@@ -36,21 +42,15 @@ def replace_products(graph: onnx_ir.Model, products: Sequence[Product]) -> None:
         ExportError: a weight that is not finite.
     """
     graph.opset_imports[ORT_DOMAIN] = 1
-    readers = Counter(product.source for product in products)
-    rounded: dict[str, onnx_ir.Node] = {}
+    constants = _constants(graph)
+    rounded: dict[str, _Rows] = {}
     for product in products:
         with named(product.weight):
             scales = scales_of(product.matrix())
+        rows = rounded.get(product.source) or _rounded(graph, product, constants)
+        rounded[product.source] = rows
         weights = [_codes(graph, product, scales), _scales(graph, product, scales)]
-        if readers[product.source] > 1:
-            shared = rounded.get(product.source) or _rounded(graph, product)
-            rounded[product.source] = shared
-            codes, scale, zero_point = shared.outputs
-            inputs = [codes, weights[0], scale, weights[1], zero_point, None]
-            _replace(graph, product, "MatMulIntegerToFloat", inputs)
-        else:
-            inputs = [product.node.inputs[0], *weights, None]
-            _replace(graph, product, "DynamicQuantizeMatMul", inputs)
+        _replace(graph, product, rows, weights, constants)
 
 
 def scales_of(matrix: Floats) -> Floats:
@@ -90,34 +90,82 @@ def _scales(graph: onnx_ir.Model, product: Product, scales: Floats) -> onnx_ir.V
     return initializer(graph, onnx_ir.tensor(scales, name=f"{product.weight.name}.scales"))
 
 
-def _rounded(graph: onnx_ir.Model, product: Product) -> onnx_ir.Node:
-    """The input of several products as codes, their scale and their zero point."""
-    node = onnx_ir.Node("", "DynamicQuantizeLinear", [product.node.inputs[0]], num_outputs=3)
-    graph.graph.insert_before(product.node, node)
-    return node
+class _Constants(NamedTuple):
+    """What every rounding needs."""
+
+    one: onnx_ir.Value
+    zero_point: onnx_ir.Value
+    steps_above: onnx_ir.Value
+    steps_below: onnx_ir.Value
+    least_scale: onnx_ir.Value
+    last_axis: onnx_ir.Value
+    flat: onnx_ir.Value
 
 
-def _replace(
-    graph: onnx_ir.Model, product: Product, op_type: str, inputs: list[onnx_ir.Value | None]
-) -> None:
-    """Puts a quantized product in the place of a product and, where one follows, of its bias."""
-    last, bias = product.node, None
-    if added := _bias(product.node.outputs[0]):
-        last, bias = added
-    new = onnx_ir.Node(ORT_DOMAIN, op_type, [*inputs, bias], name=product.node.name)
-    old: list[Any] = [product.node, last] if bias is not None else [product.node]
-    onnx_ir.convenience.replace_nodes_and_values(
-        graph.graph, last, old, [new], [last.outputs[0]], [new.outputs[0]]
+def _constants(graph: onnx_ir.Model) -> _Constants:
+    arrays: dict[str, NDArray[Any]] = {
+        "one": np.array(1, np.float32),
+        "zero_point": np.array(ZERO_POINT, np.uint8),
+        "steps_above": np.array(1 / (255 - ZERO_POINT), np.float32),
+        "steps_below": np.array(-1 / ZERO_POINT, np.float32),
+        "least_scale": np.array(_LEAST_SCALE),
+        "last_axis": np.array([-1]),
+        "flat": np.array([-1]),
+    }
+    return _Constants(
+        *(
+            initializer(graph, onnx_ir.tensor(array, name=f"int8.{name}"))
+            for name, array in arrays.items()
+        )
     )
 
 
-def _bias(value: onnx_ir.Value) -> tuple[onnx_ir.Node, onnx_ir.Value] | None:
-    """The Add that is all that reads a value, and the constant vector that it adds."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    [(node, index)] = uses
-    other = node.inputs[1 - index] if node.op_type == "Add" else None
-    if other is None or not other.is_initializer() or len(other.shape or ()) != 1:
-        return None
-    return node, other
+class _Rows(NamedTuple):
+    """Rows [..., K] as codes, and their scales [..., 1]."""
+
+    codes: onnx_ir.Value
+    scales: onnx_ir.Value
+
+
+def _rounded(graph: onnx_ir.Model, product: Product, constants: _Constants) -> _Rows:
+    """What comes in at a product, in front of it.
+
+    ONNX Runtime rounds fast with a scale to each index of one axis, hence the flat rows [R, K].
+    """
+
+    def put(op_type: str, *inputs: onnx_ir.Value, **attributes: Any) -> onnx_ir.Value:
+        node = onnx_ir.node(op_type, inputs, attributes)
+        graph.graph.insert_before(product.node, node)
+        return node.outputs[0]
+
+    x: onnx_ir.Value = product.node.inputs[0]  # type: ignore[assignment]
+    above = put("Mul", put("ReduceMax", x, constants.last_axis), constants.steps_above)
+    below = put("Mul", put("ReduceMin", x, constants.last_axis), constants.steps_below)
+    scales = put("Max", above, below, constants.least_scale)  # [..., 1]
+    flat_scales = put("Reshape", scales, constants.flat)  # [R]
+    zero_point = onnx_ir.tensor(np.array([ZERO_POINT], np.uint8))
+    zero_points = put("ConstantOfShape", put("Shape", flat_scales), value=zero_point)
+    rows = initializer(
+        graph, onnx_ir.tensor(np.array([-1, product.rows]), name=f"{product.weight.name}.rows")
+    )
+    flat = put("Reshape", x, rows)
+    codes = put("QuantizeLinear", flat, flat_scales, zero_points, axis=0)
+    return _Rows(put("Reshape", codes, put("Shape", x)), scales)
+
+
+def _replace(
+    graph: onnx_ir.Model,
+    product: Product,
+    rows: _Rows,
+    weights: Sequence[onnx_ir.Value],
+    constants: _Constants,
+) -> None:
+    """Puts a quantized product in the place of a product."""
+    codes, scales = weights
+    inputs = [rows.codes, codes, constants.one, scales, constants.zero_point]
+    new = onnx_ir.Node(ORT_DOMAIN, "MatMulIntegerToFloat", inputs, name=product.node.name)
+    scaled = onnx_ir.Node("", "Mul", [new.outputs[0], rows.scales])
+    old = product.node
+    onnx_ir.convenience.replace_nodes_and_values(
+        graph.graph, old, [old], [new, scaled], [old.outputs[0]], [scaled.outputs[0]]
+    )

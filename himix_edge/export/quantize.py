@@ -2,8 +2,8 @@
 
 int4    every weight matrix becomes a MatMulNBits, a scale to each block of weights. Activations
         stay fp32 in the graph; the kernels multiply in int8 (accuracy_level 4)
-int8    products with a scale to each output, and one to all activations (int8.py), which are made
-        to round well first (smooth.py): three times as fast with many tokens at a time
+int8    products with a scale to each output, and one to a token's activations (int8.py), which are
+        made to round well first (smooth.py): three times as fast with many tokens at a time
 
 The head and the embedding, one matrix where they are tied, are stored once, in blocks: in int8, as
 they bear most of the error, or in int4, as each token reads all of the head. Matrices are read and

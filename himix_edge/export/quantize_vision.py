@@ -1,9 +1,9 @@
 """A verified fp32 vision graph in, the same graph with int8 products out, for ONNX Runtime's CPU.
 
 Attention, norms and activations stay in fp32; int8.py has the rest. A product of values that were
-joined, such as a converted model's projections, stays as well: int8 has one scale for all that
-comes in, and parts of different sizes don't fit one. Behind a connector the least cosine of keys
-and values was 0.93 with them in int8, 0.9995 without.
+joined, such as a converted model's projections, stays as well: int8 has one scale for all of a
+patch, and parts of different sizes don't fit one. Behind a connector the least cosine of keys and
+values was 0.93 with them in int8 (and one scale for all patches), 0.9995 without.
 docs/measurements/quantization.md has the figures that all else was decided by.
 """
 

@@ -1,7 +1,7 @@
 """SmoothQuant (Xiao et al., 2022, arXiv 2211.10438): activations that round well.
 
 A few channels of what comes in at a decoder's products are up to a thousand times as large as the
-others, and would leave these no codes where a whole tensor shares one scale. Before rounding, every
+others, and would leave these no codes where all of a token shares one scale. Before rounding, every
 channel j of an input x is divided by s_j, and the weights that it meets are multiplied by it:
 
     x W = (x / s) (s W)        s_j = max|x_j|^a / max|W_j|^(1 - a)

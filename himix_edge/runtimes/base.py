@@ -72,7 +72,8 @@ class Engine(Protocol):
     def prefill(self, input_ids: IntArray, cache: Cache) -> FloatArray:
         """M tokens of a prompt [B, M] go into the cache; the logits [B, V] of the last come out.
 
-        In how many calls a prompt comes makes no difference.
+        In how many calls a prompt comes makes no difference, to the last bit where none brings a
+        single token, for which kernels sum in another order.
 
         Raises:
             PromptError: the cache has less than M slots left; it is then unchanged.
@@ -118,6 +119,14 @@ class BranchingEngine(Engine, Protocol):
 
 
 def in_parts(input_ids: IntArray, most: int) -> Iterator[IntArray]:
-    """Tokens [B, M] in parts of at most so many: a cache makes no difference between them."""
-    for first in range(0, input_ids.shape[1], most):
-        yield input_ids[:, first : first + most]
+    """Tokens [B, M] in parts of at most so many: a cache makes no difference between them.
+
+    None is left over for a part of its own, for which kernels sum in another order.
+    """
+    count, first = input_ids.shape[1], 0
+    while first < count:
+        part = min(most, count - first)
+        if part > 2 and count - first - part == 1:
+            part -= 1
+        yield input_ids[:, first : first + part]
+        first += part

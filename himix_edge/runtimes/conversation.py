@@ -203,8 +203,11 @@ class _PenaltyContext:
 
 
 def _common_length(seen: Sequence[int], ids: Sequence[int]) -> int:
-    """With how many of the tokens seen a prompt begins; one of the prompt at least is left."""
-    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-1]))  # noqa: B905
+    """With how many of the tokens seen a prompt begins.
+
+    Two of the prompt at least are left: kernels sum in another order for a single token.
+    """
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids[:-2]))  # noqa: B905
     return len(list(pairs))
 
 

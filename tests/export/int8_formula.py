@@ -12,23 +12,20 @@ from himix_edge.export.products import FP32, weight_products
 from himix_edge.export.sessions import packed_session
 
 
-def follow_the_formula(source: Path, target: Path, feeds: Feeds) -> list[str]:
-    """Checks what each int8 product gives, of what it is given; says of which kind they are.
+def follow_the_formula(source: Path, target: Path, feeds: Feeds) -> int:
+    """Checks what each int8 product gives, of what it is given; says how many there are.
 
-    Activations are round(x / s + z), from 0 to 255, with one s and one z to a tensor; weights are
-    whole numbers with a scale to each output, within half a step of the float graph's.
+    Each row x of what comes in is round(x / s) + 128, from 0 to 255, with an s of its own; weights
+    are whole numbers with a scale to each output, within half a step of the float graph's.
 
     Args:
         source, target: the float graph, and the same in int8; a graph is written beside it.
     """
     graph = onnx_ir.load(target)
     matrices = {f"{p.weight.name}.codes": p.matrix() for p in weight_products(onnx_ir.load(source))}
-    checked = [
-        (_input(node), node.outputs[0], node)
-        for node in graph.graph
-        if node.op_type in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
-    ]
-    for value in {value.name: value for x, y, _ in checked for value in (x, y)}.values():
+    products = [node for node in graph.graph if node.op_type == "MatMulIntegerToFloat"]
+    ends = [(_input(node), _output(node)) for node in products]
+    for value in {value.name: value for pair in ends for value in pair}.values():
         value.type = onnx_ir.TensorType(FP32)
         graph.graph.outputs.append(value)
     watched = target.with_name("watched.onnx")
@@ -36,28 +33,35 @@ def follow_the_formula(source: Path, target: Path, feeds: Feeds) -> list[str]:
     session = packed_session(watched)
     names = [output.name for output in session.get_outputs()]
     seen = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-    for x_value, y_value, node in checked:
+    for node, (x_value, y_value) in zip(products, ends, strict=True):
         x = seen[x_value.name].astype(np.float64)
-        values = [v for v in node.inputs if v is not None and v.is_initializer()]
-        codes, scales, *biases = [np.array(v.const_value.numpy()) for v in values]  # type: ignore[union-attr]
-        step = (max(x.max(), 0) - min(x.min(), 0)) / 255
-        zero = np.rint(-min(x.min(), 0) / step)
-        rounded = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+        codes, scales = (np.array(node.inputs[i].const_value.numpy()) for i in (1, 3))  # type: ignore[union-attr]
+        steps = np.maximum(x.max(-1) / 127, x.min(-1) / -128)[..., None]
+        rounded = np.clip(np.rint(x / steps), -128, 127) * steps
         weights = (codes * scales).astype(np.float64)
-        wanted = rounded @ weights + (biases[0] if biases else 0)
-        halfway = np.abs(weights).max() * step * 2  # such values may go either way
-        np.testing.assert_allclose(seen[y_value.name], wanted, rtol=0, atol=halfway)
+        halfway = np.abs(weights).max() * steps.max() * 2  # such values may go either way
+        np.testing.assert_allclose(seen[y_value.name], rounded @ weights, rtol=0, atol=halfway)
+        name = str(node.inputs[1].name)  # type: ignore[union-attr]
         np.testing.assert_allclose(
-            weights, matrices[str(values[0].name)], rtol=0, atol=scales.max() * (0.5 + 1e-6)
+            weights, matrices[name], rtol=0, atol=scales.max() * (0.5 + 1e-6)
         )
-    return [node.op_type for _, _, node in checked]
+    return len(products)
 
 
-def _input(node: onnx_ir.Node) -> onnx_ir.Value:
+def _input(product: onnx_ir.Node) -> onnx_ir.Value:
     """In floats."""
-    value = node.inputs[0]
-    rounded = value.producer() if value is not None else None
-    if node.op_type == "MatMulIntegerToFloat" and rounded is not None:
-        value = rounded.inputs[0]
+    value = product.inputs[0]
+    for expected in ("Reshape", "QuantizeLinear", "Reshape"):
+        node = value.producer() if value is not None else None
+        assert node is not None
+        assert node.op_type == expected
+        value = node.inputs[0]
     assert value is not None
     return value
+
+
+def _output(product: onnx_ir.Node) -> onnx_ir.Value:
+    """Times the scales of its rows."""
+    (scaled,) = product.outputs[0].consumers()
+    assert scaled.op_type == "Mul"
+    return scaled.outputs[0]

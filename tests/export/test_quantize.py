@@ -126,19 +126,14 @@ def test_what_is_in_the_graph(
 def test_int8_products_follow_their_formula(
     untied: Path, tmp_path: Path, feeds: Sequence[Feeds]
 ) -> None:
-    """Biases included; only the head and the embedding are in blocks."""
+    """Only the head and the embedding are in blocks."""
     target = tmp_path / DECODER_GRAPH
     quantized_decoder(untied, target, DecoderQuantization("int8", head="int4", block_size=32))
-    assert len(follow_the_formula(untied, target, feeds[0])) == 4 * 2
+    assert follow_the_formula(untied, target, feeds[0]) == 4 * 2
     graph = onnx_ir.load(target)
     found = [node.op_type for node in graph.graph]
     assert (found.count("MatMulNBits"), found.count("GatherBlockQuantized")) == (1, 1)
     assert not weight_products(graph)
-    assert not any(  # each is within a product
-        node.op_type == "Add" and any(v is not None and v.is_initializer() for v in node.inputs)
-        for node in graph.graph
-        if node.outputs[0].dtype is onnx_ir.DataType.FLOAT
-    )
 
 
 def test_blocks_of_the_ends_are_as_large_as_divide_their_width(
