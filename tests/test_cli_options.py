@@ -297,7 +297,7 @@ def test_debug_is_no_option_after_two_dashes(himix: Any, tiny_bundle: Path, tmp_
 
 def test_an_error_is_one_line_without_control_characters() -> None:
     error = HimixError("no\nlines", found="\x1b[2J\r\u202e", fix="é ü 日本 😀")
-    assert str(error) == r"no lines: found \x1b[2J \u202e. To mend it: é ü 日本 😀"
+    assert str(error) == r"no lines: found \x1b[2J \u202e. Fix: é ü 日本 😀"
 
 
 # Packages that are missing.
@@ -307,7 +307,7 @@ def test_a_missing_package_is_named_with_what_brings_it() -> None:
     absent = ModuleNotFoundError("No module named 'torch'", name="torch")
     found = missing_package(absent)
     assert isinstance(found, DependencyError)
-    expected = "this command needs torch. To mend it: pip install 'himix-edge[export]'"
+    expected = "this command needs torch. Fix: pip install 'himix-edge[export]'"
     assert str(found) == expected
     wrapped = ModuleNotFoundError("Could not import module 'PreTrainedModel'.")
     wrapped.__cause__ = absent

@@ -179,14 +179,14 @@ def test_so_does_one_of_a_partial_install(
     done = without(missing, *NEED_MORE[command], *more)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.match(rf"Error: (this command|a folder or a repository) needs {missing}", done.stderr)
-    assert done.stderr.endswith("To mend it: pip install 'himix-edge[export]'\n")
+    assert done.stderr.endswith("Fix: pip install 'himix-edge[export]'\n")
     assert done.stderr.count("\n") == 1
 
 
 def test_without_typer_it_says_so() -> None:
     done = without("typer", "--version")
     assert done.returncode == 1
-    assert done.stderr == ("Error: the command line needs typer. To mend it: pip install typer\n")
+    assert done.stderr == ("Error: the command line needs typer. Fix: pip install typer\n")
 
 
 # How a process ends.

@@ -29,9 +29,9 @@ class SamplingOptions:
 
     Attributes:
         temperature: 0 is greedy, 1 the model's own distribution.
-        top_k: draw from the k likeliest tokens only; 0 is off.
-        top_p: draw from the fewest tokens that hold this much probability; 1 is off.
-        repetition_penalty: above 1, tokens of the text so far get less likely; 1 is off.
+        top_k: draw from the k likeliest tokens only; 0 is all of them.
+        top_p: draw from the fewest tokens that hold this much probability; 1 is all.
+        repetition_penalty: above 1, tokens of the text so far get less likely; 1 changes nothing.
         seed: the same seed draws the same tokens; None draws anew each time.
         max_tokens: of an answer.
         stop: a string, or several, before which the answer ends; kept as a tuple.

@@ -51,10 +51,10 @@ def test_a_line_separator_within_a_prompt_ends_no_line(folder: Path) -> None:
     ("line", "message"),
     [
         ("{", r"line 2 is no JSON: expected \{\"image\""),
-        ([1], "line 2: _?Line is off"),
+        ([1], "line 2: _?Line is invalid"),
         ({**WHAT, "anwser": "No."}, "line 2: unknown key 'anwser'.*did you mean 'answer'"),
         ({"image": "a.png"}, "line 2: .*lacks prompt"),
-        ({**WHAT, "prompt": 3}, "line 2: prompt is off"),
+        ({**WHAT, "prompt": 3}, "line 2: prompt is invalid"),
         ({**WHAT, "prompt": " "}, "line 2 is empty"),
         ({**WHAT, "answer": ""}, "line 2 is empty"),
         ({**WHAT, "image": "c.png"}, "line 2 is about a picture that is not there.*'c.png'"),
