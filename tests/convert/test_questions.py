@@ -84,7 +84,12 @@ def test_files_without_a_question_are_refused(folder: Path) -> None:
 
 def source(**changes: str) -> TeacherSource:
     texts = {"tokenizer_json": tiny_tokenizer().to_str(), "chat_template": CHAT_TEMPLATE, **changes}
-    return TeacherSource("tiny", "llava", "", "", tiny_config("vanilla"), {}, (), **texts)
+    config, json_, template = (
+        tiny_config("vanilla"),
+        texts["tokenizer_json"],
+        texts["chat_template"],
+    )
+    return TeacherSource("tiny", "llava", "", "", config, {}, (), json_, template)
 
 
 def test_a_prompt_is_encoded_within_the_chat_template() -> None:
