@@ -71,8 +71,8 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         decoder = decoder_config(text)
     decoder = with_stated_ids(folder, decoder, data, text)
     # Its own code ends an answer there as well, whatever else is stated.
-    ids = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))
-    decoder = dataclasses.replace(decoder, eos_token_ids=ids)
+    all_ends = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))
+    decoder = dataclasses.replace(decoder, eos_token_ids=all_ends)
     decoder, weights = vanilla_weights(stored_weights(folder), PLACES, vision, decoder)
     files = dataclasses.replace(files, chat_template=_template(end))
     files = place_image(files, ImagePlace(IMAGE, None, prefix_ids=()))

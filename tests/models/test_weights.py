@@ -248,7 +248,7 @@ def test_only_one_pickled_tensor_is_held(tmp_path: Path) -> None:
 def resident() -> int:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return pages * int(resource.getpagesize())
 
 
 def test_one_row_of_a_matrix() -> None:
