@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -55,7 +56,7 @@ from himix_edge.export.ranges import (
 from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
-from himix_edge.files import entries, refuse_foreign_folder, whole_folder
+from himix_edge.files import entries, refuse_foreign_folder, refuse_too_large, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
 from himix_edge.runtimes.chat import ChatTemplate
@@ -126,6 +127,7 @@ def export_bundle(
         _require_ort_runs(checkpoint.config, dtype)
     phases = Phases(progress)
     refuse_foreign_folder(output, "bundle", is_bundle)
+    refuse_too_large(output, _least_bytes(checkpoint, dtype))
     config, weights = checkpoint.config, checkpoint.weights
     with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("checking the weights", 0.0)
@@ -195,6 +197,12 @@ def _require_ort_runs(config: HiMixConfig, dtype: Dtype) -> None:
             found=dtype,
             fix=fix,
         )
+
+
+def _least_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
+    """What the graphs take at the least: some weights may be shared, or no graph's."""
+    numbers = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
+    return numbers * (4 if dtype == "float32" else 2) // 2
 
 
 def is_bundle(folder: Path) -> bool:

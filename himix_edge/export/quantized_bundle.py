@@ -39,7 +39,7 @@ from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
-from himix_edge.files import refuse_foreign_folder, refuse_overlap, whole_folder
+from himix_edge.files import refuse_foreign_folder, refuse_overlap, refuse_too_large, whole_folder
 from himix_edge.runtimes.preprocess import pixel_values
 from himix_edge.runtimes.tokenizer import Tokenizer
 from himix_edge.shapes.render import render
@@ -93,6 +93,8 @@ def quantize_bundle(
     recipe = recipe_for(bundle, manifest, choice)
     refuse_overlap(output, bundle)
     refuse_foreign_folder(output, "bundle", is_bundle)
+    least = sum(record.size for record in manifest.files.values()) // 8  # float32 in int4
+    refuse_too_large(output, least)
     manifest.check_files(bundle)
     with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)

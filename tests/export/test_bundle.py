@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -264,6 +265,30 @@ class TestRefusedBeforeTheWork:
         with pytest.raises(OutputError, match="another folder"):
             export_bundle(tiny_checkpoint, tiny_folder)
         assert contents(tiny_folder) == before
+
+    def test_a_disk_that_is_too_small(
+        self, tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(OutputError, match=r"expected about .* free on the disk, found 0 MB"):
+            export_bundle(tiny_checkpoint, tmp_path / "bundle")
+        assert contents(tmp_path) == {}
+
+    def test_a_web_app_with_a_model(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+        for name in ("manifest.json", "vision.onnx", "app.js"):
+            (tmp_path / name).write_text("{}")
+        before = contents(tmp_path)
+        with pytest.raises(OutputError, match="another folder"):
+            export_bundle(tiny_checkpoint, tmp_path)
+        assert contents(tmp_path) == before
+
+    def test_a_bundle_that_holds_a_letter(
+        self, tiny_checkpoint: Checkpoint, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(tiny_bundle, tmp_path / "bundle")
+        (tmp_path / "bundle" / "letter.txt").write_text("mine")
+        with pytest.raises(OutputError, match="another folder"):
+            export_bundle(tiny_checkpoint, tmp_path / "bundle")
 
     def test_a_place_below_a_file(self, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

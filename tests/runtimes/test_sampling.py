@@ -197,7 +197,7 @@ HUNDREDS = int("9" * 400)
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
 @pytest.mark.parametrize("value", [HUGE, -HUGE, HUNDREDS], ids=["huge", "-huge", "hundreds"])
-def test_numbers_beyond_all_floats(name: str, value: int) -> None:
+def test_numbers_beyond_all_floats(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} is out of range: expected a number") as error:
         SamplingOptions().updated({name: value})
     assert len(str(error.value)) < 200
