@@ -110,7 +110,7 @@ def run(
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            help="Above 1, makes tokens of the text so far less likely; 1 changes nothing."
+            help="Above 1, makes tokens of the text so far less likely; 1 changes none."
         ),
     ] = None,
     seed: Annotated[

@@ -333,3 +333,108 @@ def test_manifest_of_the_model(bundle: TinyBundle) -> None:
     model = load(bundle.folder, threads=1)
     assert model.manifest == Manifest.read(bundle.folder)
     assert model.tokenizer.chat.chat == Chat({"eos_token": "<|end|>"})  # of the model's config
+
+
+# The library's surface
+
+
+def test_a_picture_in_the_place_of_an_encoded_image(bundle: TinyBundle) -> None:
+    model = load(bundle.folder, threads=1)
+    expected = model.generate(model.encode(PICTURE), "what", max_tokens=6).read()
+    assert model.generate(PICTURE, "what", max_tokens=6).read() == expected
+    assert model.chat(PICTURE).ask("what", max_tokens=6).read() == expected
+    with pytest.raises(ImageError, match=r"none\.png"):
+        model.generate("none.png", "what")
+
+
+def test_an_image_of_another_bundle_is_refused(
+    bundle: TinyBundle, vanilla_bundle: TinyBundle
+) -> None:
+    model, other = load(bundle.folder, threads=1), load(vanilla_bundle.folder, threads=1)
+    for ask in (model.generate, lambda image, _: model.chat(image)):
+        with pytest.raises(ImageError, match=r"encoded by another bundle.*expected bundle "):
+            ask(other.encode(PICTURE), "what")
+    again = load(bundle.folder, threads=1)  # the same bundle, opened twice
+    answer = again.generate(model.encode(PICTURE), "what", max_tokens=6)
+    assert answer.read() == model.generate(PICTURE, "what", max_tokens=6).read()
+
+
+def test_a_model_is_closed_at_the_end_of_its_block(bundle: TinyBundle) -> None:
+    with load(bundle.folder, threads=1) as model:
+        image = model.encode(PICTURE)
+        answer = model.generate(image, "what", max_tokens=6)
+        next(answer)
+        whole = model.generate(image, "what", max_tokens=6).read()
+        talk = model.chat(image)
+    assert answer.read() == whole  # what was begun goes on
+    for use in (
+        lambda: model.encode(PICTURE),
+        lambda: model.generate(image, "what"),
+        lambda: talk.ask("what"),
+    ):
+        with pytest.raises(BundleError, match=r"'tiny' is closed.*himix_edge\.load"):
+            use()
+    model.close()  # twice is no error
+
+
+def test_what_things_are_called(bundle: TinyBundle) -> None:
+    model = load(bundle.folder, threads=1)
+    image = model.encode(PICTURE)
+    answer = model.generate(image, "what", max_tokens=1)
+    assert repr(model) == "<Model 'tiny' on cpu>"
+    assert repr(image) == "<EncodedImage of 9 tokens>"
+    assert repr(model.chat(image, system="Be brief.")) == "<Conversation of 1 messages>"
+    assert repr(answer) == "<Answer '', finish_reason=None>"
+    answer.read()
+    assert repr(answer) == f"<Answer {answer.text!r}, finish_reason='length'>"
+
+
+@pytest.mark.parametrize("name", ["bundle", "vanilla_bundle"])
+def test_a_history_is_as_if_it_had_been_asked(name: str, request: pytest.FixtureRequest) -> None:
+    model = load(request.getfixturevalue(name).folder, threads=1)
+    image = model.encode(PICTURE)
+    talk = model.chat(image)
+    for question in ("what", "who"):
+        talk.ask(question, max_tokens=4).read()
+    again = model.chat(image, history=talk.messages)
+    answers = [each.ask("why", max_tokens=6) for each in (talk, again)]
+    assert answers[0].read() == answers[1].read()
+    assert answers[0].prompt_tokens == answers[1].prompt_tokens
+    assert talk.messages == again.messages
+
+
+def test_a_system_prompt_comes_first(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, arithmetic)
+    model.chat(PICTURE, system="Hm").ask("what", max_tokens=1).read()
+    assert fed(model) == [2, *ids_of("Hm"), 0, 1, *ids_of("what"), 2]  # as its template has it
+    assert isinstance(model.engine, FakeEngine)
+    model.engine.fed.clear()
+    model.generate(PICTURE, "what", system="Hm", max_tokens=1).read()
+    assert fed(model) == [2, *ids_of("Hm"), 0, 1, *ids_of("what"), 2]
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (["what"], "no message of a conversation"),
+        ([{"role": "user"}], "no message of a conversation"),
+        ([{"role": "user", "content": 5}], "no message of a conversation"),
+        ([{"role": "user", "content": "a", "tool": "b"}], "no message of a conversation"),
+        ([{"role": "user", "content": "a"}], "ends in a question"),
+    ],
+)
+def test_a_history_that_is_none(tmp_path: Path, history: list[Message], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        fake_model(tmp_path, arithmetic).chat(PICTURE, history=history)
+
+
+def test_a_stop_string_is_no_part_of_the_next_prompt(tmp_path: Path) -> None:
+    model = fake_model(tmp_path, lambda _, text, __: [*ids_of("A dog."), 0][(len(text) - 6) % 7])
+    talk = model.chat(model.encode(PICTURE))
+    assert talk.ask("what", stop=("dog",)).read() == "A "
+    assert isinstance(model.engine, FakeEngine)
+    model.engine.fed.clear()
+    second = talk.ask("who", max_tokens=1)
+    second.read()
+    assert second.cached_tokens == 6 + len("A ")
+    assert fed(model) == [0, 1, *ids_of("who"), 2]
