@@ -21,7 +21,7 @@ from himix_edge.runtimes import load
 
 OLDEST = (
     *("numpy==1.26.4", "pillow==10.3.0", "tokenizers==0.20.0", "onnxruntime==1.18.0"),
-    *("jinja2==3.1.6", "typer==0.20.0"),
+    *("jinja2==3.1.6", "typer==0.26.8"),
 )
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(himix_edge.__file__).parent
