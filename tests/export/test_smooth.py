@@ -102,5 +102,5 @@ def test_outliers_cost_little_where_the_decoder_is_smoothed(
             float(np.abs(said[LOGITS] - logits).max() / np.abs(logits).max())
             for said, logits in zip(run(target, *feeds), fp32, strict=True)
         )
-    assert errors["plain"] > 10 * tolerances.INT8_ACTIVATIONS
+    assert errors["plain"] > 8 * tolerances.INT8_ACTIVATIONS
     assert errors["smoothed"] < tolerances.INT8_ACTIVATIONS

@@ -245,8 +245,8 @@ def test_questions_that_begin_alike_are_answered_as_if_alone(folder: Path) -> No
     image = model.encode(picture)
     model.engine.fed.clear()
     assert [model.generate(image, q, max_tokens=6).read() for q in questions] == alone
-    # All; without "<user>what "; without "<user>wh"; one token; without "<user>wh".
-    assert model.engine.fed == [12, 13 - 6, 5 - 3, 1, 12 - 3]
+    # All; without "<user>what "; without "<user>wh"; two tokens; without "<user>wh".
+    assert model.engine.fed == [12, 13 - 6, 5 - 3, 2, 12 - 3]
 
 
 def test_a_conversation_is_not_disturbed_by_those_that_branch_off(folder: Path) -> None:
