@@ -195,7 +195,7 @@ def test_defaults_may_be_left_out() -> None:
          "did you mean 'siglip'?"),
         ("design", "himx", "design can't be 'himx'. Fix: did you mean 'himix'?"),
         ("preprocess.resize", "stretch", "preprocess.resize can't be 'stretch'. Fix: "
-         "use one of: squash, crop"),
+         "use one of: squash, crop, pad"),
         ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. Fix: "
          "did you mean 'crop'?"),
         # impossible

@@ -88,7 +88,7 @@ def llava_source(folder: Path) -> TeacherSource:
     decoder = with_stated_ids(folder, decoder, data, data.get("text_config") or {})
     preprocess = preprocess_of(folder, vision)
     decoder, weights, head_rows = _weights(folder, config, vision, decoder)
-    files = _chat_files(folder, config.image_token_index, opens_with_image=family == ONEVISION)
+    files = _chat_files(folder, config.image_token_index, decoder, family == ONEVISION)
     return TeacherSource(
         name=name_of(folder),
         family=family,
@@ -157,8 +157,10 @@ def _weights(
     return decoder, weights, head_rows
 
 
-def _chat_files(folder: Path, image_id: int, *, opens_with_image: bool) -> ChatFiles:
-    files = read_chat_files(folder, PROCESSOR_PLACES)
+def _chat_files(
+    folder: Path, image_id: int, decoder: DecoderConfig, opens_with_image: bool
+) -> ChatFiles:
+    files = read_chat_files(folder, decoder.vocab_size, PROCESSOR_PLACES)
     image = token_text(files.tokenizer_json, image_id)
     if image is None:
         raise CheckpointError(

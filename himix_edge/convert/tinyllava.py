@@ -63,12 +63,12 @@ def tinyllava_source(folder: Path) -> TeacherSource:
         text = data.get("text_config") or {}
         kind = known_kind(text, DECODERS, "text_config")
         end = _answer_end(kind, str(data.get("llm_model_name_or_path")))
-    files = read_tokenizer(folder)
+    with refusing(path):
+        decoder = decoder_config(text)
+    files = read_tokenizer(folder, decoder.vocab_size)
     tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer_json)
     ends: list[int] = tokenizer.encode(end, add_special_tokens=False).ids
     ends = ends if len(ends) == 1 else []
-    with refusing(path):
-        decoder = decoder_config(text)
     decoder = with_stated_ids(folder, decoder, data, text)
     # Its own code ends an answer there as well, whatever else is stated.
     all_ends = tuple(dict.fromkeys((*ends, *decoder.eos_token_ids)))

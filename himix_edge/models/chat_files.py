@@ -9,6 +9,7 @@ it made is written down: a device then has the very same tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,21 +43,28 @@ class ChatFiles:
     chat: Chat
 
 
-def read_chat_files(folder: Path, places: Sequence[str] = TOKENIZER_PLACES) -> ChatFiles:
+def read_chat_files(
+    folder: Path, vocab_size: int, places: Sequence[str] = TOKENIZER_PLACES
+) -> ChatFiles:
     """Reads a folder's tokenizer and chat template.
 
     Args:
+        vocab_size: of the decoder; see `read_tokenizer`.
         places: JSON files that may hold the template; see `chat_template_of`.
 
     Raises:
         CheckpointError: files that are missing or can't be used.
     """
-    files = read_tokenizer(folder)
+    files = read_tokenizer(folder, vocab_size)
     return dataclasses.replace(files, chat_template=chat_template_of(folder, places))
 
 
-def read_tokenizer(folder: Path) -> ChatFiles:
+def read_tokenizer(folder: Path, vocab_size: int) -> ChatFiles:
     """Reads a folder's tokenizer, without a template.
+
+    Args:
+        vocab_size: of the decoder. Tokens that transformers adds beyond it, a padding token for
+            one, have no row in the embedding and are left out.
 
     Raises:
         CheckpointError: no tokenizer.json, or a tokenizer that transformers can't read.
@@ -69,15 +77,26 @@ def read_tokenizer(folder: Path) -> ChatFiles:
             tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
                 tokenizer_file=str(path)
             )
-        text = tokenizer.backend_tokenizer.to_str()
+        own = json.loads(path.read_text(encoding="utf-8"))
+        made = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # of bad files, transformers and tokenizers raise all kinds
         raise CheckpointError(
             f"cannot read the tokenizer of {folder}",
             expected="a tokenizer.json of the tokenizers package, and files that go with it",
             found=next(iter(str(error).splitlines()), type(error).__name__),
         ) from error
+    stored = {token["content"] for token in own.get("added_tokens", ())}
+    made["added_tokens"] = [
+        token
+        for token in made["added_tokens"]
+        if token["id"] < vocab_size or token["content"] in stored
+    ]
     special = dict(tokenizer.special_tokens_map)
-    return ChatFiles(text, "", Chat(special, bool(tokenizer.split_special_tokens)))
+    return ChatFiles(
+        json.dumps(made, ensure_ascii=False),
+        "",
+        Chat(special, bool(tokenizer.split_special_tokens)),
+    )
 
 
 def _names_a_class(folder: Path) -> bool:

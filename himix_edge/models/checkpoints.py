@@ -150,7 +150,8 @@ def read_checkpoint(
     if own_texts or not decoder:
         files = _chat_files(folder, header)
     else:
-        files = read_chat_files(folder_from_source(decoder))
+        place, size = folder_from_source(decoder), header.config.decoder.vocab_size
+        files = read_chat_files(place, size)
     if decoder and any(name.startswith("decoder.") for name in lacking):
         weights = {**decoder_from_folder(folder_from_source(decoder)).weights, **weights}
     return Checkpoint(
@@ -250,7 +251,7 @@ def write_checkpoint(
 def _chat_files(folder: Path, header: _Header) -> ChatFiles:
     """A checkpoint's own, by its header or by a tokenizer_config.json that was put beside it."""
     if (folder / TOKENIZER_CONFIG).is_file():
-        return read_chat_files(folder)
+        return read_chat_files(folder, header.config.decoder.vocab_size)
     try:
         texts = [(folder / name).read_text(encoding="utf-8") for name in (TOKENIZER, CHAT_TEMPLATE)]
     except (OSError, UnicodeDecodeError) as error:

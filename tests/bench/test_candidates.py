@@ -57,7 +57,7 @@ def model(tiny_bundle: Path) -> Model:
 @pytest.fixture
 def recorder(model: Model, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder(model)
-    monkeypatch.setattr(model, "engine", recorder)
+    monkeypatch.setattr(model, "_engine", recorder)
     return recorder
 
 

@@ -34,6 +34,8 @@ from tests.models.chat_matrix import (
     tokenizer_of_kind,
 )
 
+VOCAB_SIZE = 1000  # more than any of the tokenizers has
+
 
 def write_folder(folder: Path, maker: str, kind: str, template: str, model_type: str) -> Path:
     """A folder as `save_pretrained` writes it."""
@@ -56,7 +58,7 @@ def write_folder(folder: Path, maker: str, kind: str, template: str, model_type:
 
 
 def device_tokenizer(folder: Path) -> Tokenizer:
-    files = read_chat_files(folder)
+    files = read_chat_files(folder, VOCAB_SIZE)
     return tokenizer_from_texts(files.tokenizer_json, files.chat_template, files.chat)
 
 
@@ -112,7 +114,7 @@ def test_ids_are_those_of_the_processor(family: str, maker: str, kind: str, tmp_
         vision_feature_select_strategy="default" if is_llava else "full", image_token="<image>",
     )  # fmt: skip
     image_id = stock.convert_tokens_to_ids("<image>")
-    files = read_chat_files(folder, PROCESSOR_PLACES)
+    files = read_chat_files(folder, VOCAB_SIZE, PROCESSOR_PLACES)
     opening = () if is_llava else (image_id,)
     files = place_image(files, ImagePlace("<image>", image_id, (), opening))
     place = files.chat.image
@@ -142,7 +144,7 @@ def test_ids_are_those_of_the_processor(family: str, maker: str, kind: str, tmp_
 def test_a_users_image_token_is_refused(tmp_path: Path) -> None:
     """transformers' model fails as well: more placeholders than images."""
     folder = write_folder(tmp_path, "byte-level", "plain", IMAGE_TEMPLATES["llava-1.5"], "llava")
-    files = read_chat_files(folder, PROCESSOR_PLACES)
+    files = read_chat_files(folder, VOCAB_SIZE, PROCESSOR_PLACES)
     files = place_image(files, ImagePlace("<image>", 4, ()))
     ours = tokenizer_from_texts(files.tokenizer_json, files.chat_template, files.chat)
     with pytest.raises(PromptError, match="found 2 times"):
@@ -163,5 +165,25 @@ def test_split_special_tokens(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot read the tokenizer of") as error:
-        read_chat_files(tmp_path)
+        read_chat_files(tmp_path, VOCAB_SIZE)
     assert "\n" not in str(error.value)
+
+
+def test_a_token_beyond_the_embedding_is_left_out(tmp_path: Path) -> None:
+    """A padding token that only the config names: the model has no row for it."""
+    folder = write_folder(tmp_path, "byte-level", "plain", TEXT_TEMPLATES["qwen2"], "llama")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|new pad|>"}))
+    stock: Any = AutoTokenizer.from_pretrained(folder)
+    size = len(stock) - 1
+    assert stock.convert_tokens_to_ids("<|new pad|>") == size
+    files = read_chat_files(folder, size)
+    ours = tokenizer_from_texts(files.tokenizer_json, files.chat_template, files.chat)
+    assert ours.vocab_size == size
+    assert files.chat.special_tokens["pad_token"] == "<|new pad|>"
+    assert max(ours.encode_turn((), "a <|new pad|> b")) < size
+    with_row = read_chat_files(folder, size + 1)
+    ours = tokenizer_from_texts(with_row.tokenizer_json, with_row.chat_template, with_row.chat)
+    messages = [{"role": "user", "content": "a <|new pad|> b"}]
+    theirs = stock.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ours.encode_chat(messages) == theirs  # type: ignore[arg-type]

@@ -198,7 +198,7 @@ def test_a_closed_answer_has_no_more_pieces(tmp_path: Path) -> None:
     next(answer)
     answer.close()
     assert list(answer) == []
-    assert (answer.text, answer.finish_reason) == ("a", None)
+    assert (answer.text, answer.finish_reason) == ("a", "cancelled")
 
 
 def test_milliseconds_are_those_of_the_token_stream(
