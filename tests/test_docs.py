@@ -86,7 +86,7 @@ def test_the_readme_and_the_library_page_run_from_top_to_bottom(folder: Path) ->
     assert whole.count(right) == 2  # on the command line, and in the app
     assert '"finish_reason": "stop"' in whole
     assert re.search(r"^Four\.?$|^4\.?$", whole, re.MULTILINE)
-    assert re.search(r"^The square is green\.$", whole, re.MULTILINE)
+    assert re.search(r"^One\.$", whole, re.MULTILINE)
     library = "\n".join(block.text for block in blocks(LIBRARY))
     assert run(["python", "-W", "error", "-"], folder, library).count(right) == 2
 
