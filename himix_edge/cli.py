@@ -109,9 +109,7 @@ def run(
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(
-            help="Above 1, makes tokens of the text so far less likely; 1 changes none."
-        ),
+        typer.Option(help="Above 1, makes tokens of the text so far less likely; 1 changes none."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed draws the same answer.", min=0)
