@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -70,13 +71,10 @@ def read_tokenizer(folder: Path, vocab_size: int) -> ChatFiles:
         CheckpointError: no tokenizer.json, or a tokenizer that transformers can't read.
     """
     path = tokenizer_of(folder)
+    reader: Any = AutoTokenizer if _names_a_class(folder) else PreTrainedTokenizerFast
     try:
-        if _names_a_class(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-                tokenizer_file=str(path)
-            )
+        # It would otherwise ask at the terminal whether to run code that came with the folder.
+        tokenizer = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         own = json.loads(path.read_text(encoding="utf-8"))
         made = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # of bad files, transformers and tokenizers raise all kinds

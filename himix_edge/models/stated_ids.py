@@ -39,10 +39,11 @@ def with_stated_ids(
             be read.
     """
     size = decoder.vocab_size
-    stated = dict.fromkeys(_suppressed(folder, size))
+    ends = _end_token_ids(folder, size, configs)
+    stated = dict.fromkeys(_suppressed(folder, size, ends, configs))
     return dataclasses.replace(
         decoder,
-        eos_token_ids=_end_token_ids(folder, size, configs),
+        eos_token_ids=ends,
         suppressed_token_ids=tuple(dict.fromkeys((*decoder.suppressed_token_ids, *stated))),
     )
 
@@ -69,10 +70,23 @@ def _end_token_ids(
     return _ids(folder / TOKENIZER_CONFIG, "eos_token", list(_of_tokenizer(folder)), vocab_size)
 
 
-def _suppressed(folder: Path, vocab_size: int) -> tuple[int, ...]:
+def _suppressed(
+    folder: Path, vocab_size: int, ends: tuple[int, ...], configs: tuple[Mapping[str, Any], ...]
+) -> tuple[int, ...]:
+    """suppress_tokens, and the bad words of one token each; transformers lets these end an answer.
+
+    config.json counts where there is no generation_config.json.
+    """
     path = folder / GENERATION_CONFIG
-    named = _as_list(json_object(path).get("suppress_tokens")) if path.is_file() else []
-    return _ids(path, "suppress_tokens", named, vocab_size)
+    places = [(path, json_object(path))] if path.is_file() else []
+    places = places or [(folder / CONFIG, dict(config)) for config in configs]
+    found: list[int] = []
+    for place, data in places:
+        found += _ids(place, "suppress_tokens", _as_list(data.get("suppress_tokens")), vocab_size)
+        words = _as_list(data.get("bad_words_ids"))
+        single = [word[0] for word in words if isinstance(word, list) and len(word) == 1]
+        found += (i for i in _ids(place, "bad_words_ids", single, vocab_size) if i not in ends)
+    return tuple(found)
 
 
 def _of_tokenizer(folder: Path) -> Iterator[int]:

@@ -89,7 +89,9 @@ def chat_template_of(folder: Path, places: Sequence[str] = TOKENIZER_PLACES) -> 
                     for item in template
                     if isinstance(item, dict)
                 }
-                template = named.get("default")
+                template = named
+            if isinstance(template, dict):
+                template = template.get("default")
             if isinstance(template, str):
                 return template
     raise CheckpointError(

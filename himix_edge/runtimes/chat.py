@@ -104,13 +104,15 @@ class ChatTemplate:
 
     def _render(self, messages: History) -> str:
         with self._environment.deadline():
-            return self._template.render(
+            text = self._template.render(
                 messages=self._messages(messages),
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
                 **self.chat.special_tokens,
             )
+            said = sum(len(message["content"]) for message in messages)
+            return self._environment.checked_prompt(text, LARGEST + 10 * said)
 
     def _messages(self, messages: History) -> list[dict[str, Any]]:
         """As the template takes them: contents are texts, or typed parts with the image ahead."""
@@ -191,6 +193,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(value, (str, list, tuple)) and len(value) > LARGEST:
             raise _LimitError(f"it makes a text or list of more than {LARGEST:,} items")
         return value
+
+    def checked_prompt(self, text: str, most: int) -> str:
+        """What a template has rendered; one call of Python's own may have made all of it."""
+        self._look_at_clock()
+        if len(text) > most:
+            raise _LimitError(f"it makes a prompt of more than {most:,} characters")
+        return text
 
     def _look_at_clock(self) -> None:
         if time.monotonic() > self._local.deadline:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from himix_edge.contract import Chat
-from himix_edge.errors import PromptError
+from himix_edge.errors import ConfigError, PromptError
 from himix_edge.runtimes.base import BranchingEngine, FloatArray, VisionKV
 from himix_edge.runtimes.chat import Message, assistant_message, user_message
 from himix_edge.runtimes.generate import Answer, generate
@@ -104,6 +104,12 @@ class Conversation:
         text
         of an answer as it was read: without what a stop string cut off.
         """
+        if not isinstance(options, SamplingOptions | None):
+            raise ConfigError(
+                "these are no options of sampling",
+                expected="himix_edge.SamplingOptions, or single options by name",
+                found=type(options).__name__,
+            )
         options = (options or SamplingOptions()).updated(changes)
         words = _worded(prompt)
         with self._lock:
@@ -223,6 +229,16 @@ def first_history(system: str | None, history: Sequence[Message]) -> list[Messag
     Raises:
         PromptError: messages that are no dicts of role and content, or not in turn.
     """
+    if not isinstance(system, str | None):
+        raise PromptError(
+            "the system prompt is no text", expected="a str, or None", found=type(system).__name__
+        )
+    if not isinstance(history, Iterable):
+        raise PromptError(
+            "the history is no conversation",
+            expected="a list of messages",
+            found=type(history).__name__,
+        )
     found: list[Message] = [{"role": "system", "content": system}] if system is not None else []
     for message in history:
         if not _is_message(message):

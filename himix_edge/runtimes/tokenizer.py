@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER, Chat, ImagePlace
-from himix_edge.errors import BundleError, PromptError
+from himix_edge.errors import BundleError, HimixError, PromptError
 from himix_edge.runtimes.chat import ChatTemplate, History, user_message
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders make of part of a character
@@ -89,6 +89,14 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise PromptError(
                 "the prompt is no text", expected="Unicode", fix="write it in UTF-8"
+            ) from error
+        except HimixError:
+            raise
+        except Exception as error:  # of words that it lacks, `tokenizers` raises bare Exceptions
+            raise PromptError(
+                "the tokenizer can't encode the prompt",
+                expected="words of its vocabulary",
+                found=next(iter(str(error).splitlines()), type(error).__name__),
             ) from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:

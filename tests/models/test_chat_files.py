@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from jinja2 import UndefinedError
 from PIL import Image
 from transformers import (
@@ -160,6 +161,48 @@ def test_split_special_tokens(tmp_path: Path) -> None:
     theirs = stock.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ours.encode_chat(messages) == theirs  # type: ignore[arg-type]
     assert stock.convert_tokens_to_ids("<|im_end|>") not in theirs
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_of_a_folder_that_names_no_class(file: str, tmp_path: Path) -> None:
+    """As a HiMix checkpoint has them whose tokenizer_config.json was put beside it."""
+    template = TEXT_TEMPLATES["vicuna"]
+    folder = write_folder(tmp_path, "byte-level", "bos-and-eos", template, "no-type-of-these")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / file).write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|im_end|>"}))
+    messages = conversations("What is it?")[1]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert device_tokenizer(folder).encode_chat(messages) == theirs  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_no_code_of_the_folder_is_run(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers would ask at the terminal whether it may."""
+    folder = write_folder(tmp_path, "byte-level", "plain", TEXT_TEMPLATES["qwen2"], "no-such-type")
+    is_config = file == "config.json"
+    own = {"AutoConfig": "own.Own"} if is_config else {"AutoTokenizer": [None, "own.Own"]}
+    data = json.loads((folder / file).read_text())
+    changes = {"auto_map": own} if is_config else {"auto_map": own, "tokenizer_class": "Own"}
+    (folder / file).write_text(json.dumps({**data, **changes}))
+    (folder / "own.py").write_text("raise SystemExit('it ran')")
+    if is_config:
+        assert device_tokenizer(folder).encode_turn((), "x")
+    else:
+        with pytest.raises(CheckpointError, match="cannot read the tokenizer"):
+            read_chat_files(folder, VOCAB_SIZE)
+    assert "[y/N]" not in "".join(capsys.readouterr())
+
+
+def test_words_that_the_tokenizer_cannot_encode(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, "byte-level", "plain", TEXT_TEMPLATES["qwen2"], "llama")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    made.save(str(folder / "tokenizer.json"))
+    with pytest.raises(PromptError, match=r"can't encode the prompt.*Missing \[UNK\]"):
+        device_tokenizer(folder).encode_turn((), "a dog")
 
 
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:

@@ -161,6 +161,31 @@ def test_what_generation_suppresses_is_not_chosen(written: dict[str, Path], tmp_
         decoder_from_folder(folder)
 
 
+def test_bad_words_of_one_token_are_not_chosen(written: dict[str, Path], tmp_path: Path) -> None:
+    """But for those that end an answer, which transformers lets be chosen."""
+    folder = Path(shutil.copytree(written["qwen2"], tmp_path / "qwen2"))
+    stock: Any = Qwen2ForCausalLM.from_pretrained(folder)
+    prompt = torch.tensor([[5, 9, 11]])
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    free = sorted(set(stock.generate(prompt, **options)[0, 3:].tolist()))
+    bad = [*([token] for token in free), [299], [20, 21]]
+    edit(folder / "generation_config.json", bad_words_ids=bad, eos_token_id=299)
+    again: Any = Qwen2ForCausalLM.from_pretrained(folder)
+    held = again.generate(prompt, **options)[0, 3:].tolist()
+    decoder = decoder_from_folder(folder).decoder
+    assert decoder.suppressed_token_ids == tuple(free)
+    assert not set(held) & set(free)
+
+
+def test_config_suppresses_where_there_is_no_generation_config(folder: Path) -> None:
+    edit(folder / "config.json", suppress_tokens=[17], bad_words_ids=[[18]])
+    path = folder / "generation_config.json"
+    edit(path, eos_token_id=6)
+    assert decoder_from_folder(folder).decoder.suppressed_token_ids == ()
+    path.unlink()
+    assert decoder_from_folder(folder).decoder.suppressed_token_ids == (17, 18)
+
+
 def test_a_class_has_an_end_token_that_nobody_stated(folder: Path) -> None:
     """What these tests guard against: it is there, in one of the two classes."""
     edit(folder / "config.json", eos_token_id=...)

@@ -33,6 +33,8 @@ def test_chat_templates_wherever_they_are(qwen2: Path) -> None:
     assert chat_template_of(qwen2) == tiny.CHAT_TEMPLATE
     jinja.unlink()
     assert chat_template_of(qwen2) == "the default"
+    edit(config, chat_template={"default": "the default of a dict", "rag": "documents"})
+    assert chat_template_of(qwen2) == "the default of a dict"
     edit(config, chat_template="the only")
     assert chat_template_of(qwen2) == "the only"
     edit(config, chat_template=...)

@@ -101,6 +101,8 @@ def test_typed_contents_have_the_image_in_the_first_question() -> None:
          "{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "LimitError: it makes"),
         ("{% set ns = namespace(x='xx') %}{% for i in range(99) %}"
          "{% set ns.x = ns.x + ns.x %}{% endfor %}", "LimitError: it makes"),
+        ("{{ '%9999999d' % 1 }}", "LimitError: it makes a prompt of more than 1,000"),
+        ("{{ 'x'.ljust(9999999) }}", "LimitError: it makes a prompt"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ messages[0].content.encode('utf-16').decode('ascii') }}", "UnicodeDecodeError"),
         ("hello", "leaves out the question"),
@@ -119,6 +121,7 @@ def test_a_template_that_is_refused(template: str, reason: str) -> None:
         "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(90) }}",
         "{% for i in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
         "{% for i in [1, 1] recursive %}{{ loop([1, 1]) if loop.depth < 90 }}{% endfor %}",
+        "{{ lipsum(2000) | length }}",
     ],
 )
 def test_a_template_without_an_end(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +130,11 @@ def test_a_template_without_an_end(template: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BundleError, match="it does not end within"):
         ChatTemplate(template + QUESTION, Chat())
     assert time.monotonic() - began < 60  # it ends; the product of its loops would take hours
+
+
+def test_a_long_question_is_no_fault_of_the_template() -> None:
+    words = "x" * 2 * chat.LARGEST
+    assert ChatTemplate(QUESTION * 2, Chat()).render([user_message(words)]) == words * 2
 
 
 def test_messages_that_the_template_refuses() -> None:

@@ -421,11 +421,20 @@ def test_a_system_prompt_comes_first(tmp_path: Path) -> None:
         ([{"role": "user", "content": 5}], "no message of a conversation"),
         ([{"role": "user", "content": "a", "tool": "b"}], "no message of a conversation"),
         ([{"role": "user", "content": "a"}], "ends in a question"),
+        (None, "history is no conversation.*a list of messages, found NoneType"),
     ],
 )
 def test_a_history_that_is_none(tmp_path: Path, history: list[Message], message: str) -> None:
     with pytest.raises(PromptError, match=message):
         fake_model(tmp_path, arithmetic).chat(PICTURE, history=history)
+
+
+def test_arguments_of_another_type(tmp_path: Path) -> None:
+    model: Any = fake_model(tmp_path, arithmetic)
+    with pytest.raises(PromptError, match=r"system prompt is no text.*found int"):
+        model.chat(PICTURE, system=5)
+    with pytest.raises(ConfigError, match=r"no options of sampling.*found dict"):
+        model.generate(PICTURE, "what", {"temperature": 1})
 
 
 def test_a_stop_string_is_no_part_of_the_next_prompt(tmp_path: Path) -> None:
