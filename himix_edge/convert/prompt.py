@@ -7,6 +7,7 @@ they must be the same whatever is asked.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 
 from himix_edge.contract import ImagePlace
 from himix_edge.errors import BundleError, CheckpointError, PromptError
@@ -18,6 +19,7 @@ TRIALS = (
     [user_message("What is it?")],
     [user_message("Où?"), assistant_message("Here."), user_message("  {{ 1 }}\n")],
 )
+ANOTHER_DAY = datetime.datetime(2001, 2, 3, 4, 5, 6)
 
 
 def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
@@ -28,7 +30,7 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
 
     Raises:
         CheckpointError: a template that can't be rendered, that writes no image or several, or
-            whose text ahead of the image depends on the conversation.
+            whose text ahead of the image depends on the conversation or on the date.
     """
     chat = dataclasses.replace(files.chat, image=place)
     try:
@@ -36,6 +38,8 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
         prefixes = [
             tokenizer.split_at_image(tokenizer.chat.render(trial), place)[0] for trial in TRIALS
         ]
+        other_day = tokenizer.chat.render(TRIALS[0], ANOTHER_DAY)
+        dated = tokenizer.split_at_image(other_day, place)[0]
     except (BundleError, PromptError) as error:
         raise CheckpointError(
             f"the model's prompts can't be split at the image: {error.failed}",
@@ -50,6 +54,13 @@ def place_image(files: ChatFiles, place: ImagePlace) -> ChatFiles:
             expected=f"the ids {first} in every turn",
             found=str(others[0]),
             fix="give the folder a chat_template.jinja whose text ahead of the image is fixed",
+        )
+    if dated != first:
+        raise CheckpointError(
+            "the text ahead of the image depends on the date",
+            expected="the same on every day",
+            found="strftime_now ahead of the image",
+            fix="give the folder a chat_template.jinja with a fixed date, or none",
         )
     place = dataclasses.replace(place, prefix_ids=tuple(first))
     return dataclasses.replace(files, chat=dataclasses.replace(chat, image=place))

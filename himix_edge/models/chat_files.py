@@ -103,5 +103,5 @@ def _names_a_class(folder: Path) -> bool:
         "tokenizer_class"
     ):
         return True
-    path = folder / CONFIG
-    return path.is_file() and json_object(path).get("model_type") in CONFIG_MAPPING
+    config = json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return bool(config.get("tokenizer_class")) or str(config.get("model_type")) in CONFIG_MAPPING

@@ -87,14 +87,17 @@ class ChatTemplate:
                 fix="correct the template of the checkpoint, and export it again",
             )
 
-    def render(self, messages: History) -> str:
+    def render(self, messages: History, now: datetime.datetime | None = None) -> str:
         """The conversation as text, up to the cue for the next answer.
+
+        Args:
+            now: what the template takes for the time; None is the clock's.
 
         Raises:
             PromptError: messages that the template refuses.
         """
         try:
-            return self._render(messages)
+            return self._render(messages, now)
         except Exception as error:
             raise PromptError(
                 "the chat template refuses this conversation",
@@ -102,7 +105,8 @@ class ChatTemplate:
                 found=_reason(error),
             ) from error
 
-    def _render(self, messages: History) -> str:
+    def _render(self, messages: History, now: datetime.datetime | None = None) -> str:
+        clock = {} if now is None else {"strftime_now": now.strftime}
         with self._environment.deadline():
             text = self._template.render(
                 messages=self._messages(messages),
@@ -110,6 +114,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=True,
                 **self.chat.special_tokens,
+                **clock,
             )
             said = sum(len(message["content"]) for message in messages)
             return self._environment.checked_prompt(text, LARGEST + 10 * said)

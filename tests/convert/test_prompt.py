@@ -88,6 +88,7 @@ def test_a_processors_template_outweighs_the_tokenizers(place: str, tmp_path: Pa
         ("<image>{{ messages[0].content[0].type }}", "leaves out the question"),
         ("{{ messages + 'text' }}", "can't be rendered|can't be split.*TypeError"),
         ("{{ messages[0].content[-1].text }}<image>", "depends on the conversation"),
+        ("{{ strftime_now('%d %b %Y') }}<image>{{ messages[0].content[-1].text }}", "on the date"),
         ("{{ 'many: ' if messages[1] }}<image>{{ messages[0].content }}", "depends on the conv"),
     ],
 )
@@ -96,3 +97,10 @@ def test_templates_that_cannot_be_split(template: str, message: str, tmp_path: P
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(CheckpointError, match=message):
         teacher_from_folder(folder)
+
+
+def test_a_date_after_the_image(tmp_path: Path) -> None:
+    folder = write_tiny_llava(tmp_path / "llava", "llava")
+    template = "<image>{{ strftime_now('%Y') }}{{ messages[0].content[-1].text }}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert prompt_encoder(teacher_from_folder(folder)).encode_turn((), "what")

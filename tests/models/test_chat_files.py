@@ -177,6 +177,21 @@ def test_special_tokens_of_a_folder_that_names_no_class(file: str, tmp_path: Pat
     assert device_tokenizer(folder).encode_chat(messages) == theirs  # type: ignore[arg-type]
 
 
+def test_a_class_that_config_names(tmp_path: Path) -> None:
+    """LlamaTokenizer has a way of its own with blanks after special tokens."""
+    template = TEXT_TEMPLATES["qwen2"]
+    folder = write_folder(tmp_path, "sentencepiece", "plain", template, "no-type-of-these")
+    (folder / "tokenizer_config.json").write_text("{}")
+    plain = device_tokenizer(folder).encode_turn((), "what")
+    config = {"model_type": "no-type-of-these", "tokenizer_class": "LlamaTokenizer"}
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": "what"}], add_generation_prompt=True, return_dict=False
+    )
+    assert device_tokenizer(folder).encode_turn((), "what") == theirs
+    assert theirs != plain
+
+
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
 def test_no_code_of_the_folder_is_run(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
