@@ -369,7 +369,10 @@ def info(
     if manifest.quantization:
         print(f"quantized   {manifest.quantization}")
     print(f"design      {config.design}")
-    print(f"image       {config.vision.image_size} px, {config.vision.num_image_tokens} tokens")
+    print(
+        f"image       {config.vision.image_size} px, {config.vision.num_image_tokens} tokens"
+        f", by {config.preprocess.resize}"
+    )
     print(f"decoder     {decoder.num_hidden_layers} layers, {decoder.hidden_size} wide")
     print(f"context     {config.max_text_tokens} text tokens")
     print("made with   " + ", ".join(f"{tool} {v}" for tool, v in manifest.tools.items()))

@@ -56,8 +56,8 @@ def read_chat_files(
     Raises:
         CheckpointError: files that are missing or can't be used.
     """
-    files = read_tokenizer(folder, vocab_size)
-    return dataclasses.replace(files, chat_template=chat_template_of(folder, places))
+    chat_template = chat_template_of(folder, places)  # first: it names the file that is bad
+    return dataclasses.replace(read_tokenizer(folder, vocab_size), chat_template=chat_template)
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> ChatFiles:

@@ -222,6 +222,7 @@ def test_words_that_the_tokenizer_cannot_encode(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(CheckpointError, match="cannot read the tokenizer of") as error:
         read_chat_files(tmp_path, VOCAB_SIZE)
     assert "\n" not in str(error.value)
@@ -245,3 +246,10 @@ def test_a_token_beyond_the_embedding_is_left_out(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "a <|new pad|> b"}]
     theirs = stock.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ours.encode_chat(messages) == theirs  # type: ignore[arg-type]
+
+
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, "byte-level", "plain", TEXT_TEMPLATES["qwen2"], "llama")
+    (folder / "chat_template.jinja").write_bytes("{{ 'Où?' }}".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"cannot read .*chat_template\.jinja"):
+        read_chat_files(folder, VOCAB_SIZE)
