@@ -8,7 +8,6 @@ made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what the
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
-from himix_edge.console import run_command
+from himix_edge.console import print_json, run_command
 from himix_edge.errors import missing_package
 
 if TYPE_CHECKING:
@@ -252,7 +251,7 @@ def export(
         )
     bundles.remember_export(folder)
     if as_json:
-        print(json.dumps({"bundle": str(folder), **dataclasses.asdict(exported)}, indent=2))
+        print_json({"bundle": str(folder), **dataclasses.asdict(exported)})
         return
     manifest, made, checked = exported.manifest, exported.making, exported.checking
     print(f"{folder}: {_megabytes(manifest.files)}, equal to the model in PyTorch.")
@@ -340,7 +339,7 @@ def quantize(
         )
     bundles.remember_export(output)
     if as_json:
-        print(json.dumps({"bundle": str(output), **dataclasses.asdict(manifest)}, indent=2))
+        print_json({"bundle": str(output), **dataclasses.asdict(manifest)})
         return
     before = _megabytes(Manifest.read(bundle).files)
     print(f"{output}: {_megabytes(manifest.files)}, before {before}; {manifest.quantization}.")
@@ -358,7 +357,7 @@ def info(
     manifest = Manifest.read(bundle)
     manifest.check_files(bundle)
     if as_json:
-        print(json.dumps(dataclasses.asdict(manifest), indent=2))
+        print_json(dataclasses.asdict(manifest))
         return
     config, decoder = manifest.config, manifest.config.decoder
     print(f"{manifest.name}: {_megabytes(manifest.files)}, every file as exported")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from himix_edge import cli_options
 from himix_edge.cli_options import Commands, Json, offering, output_option
+from himix_edge.console import print_json
 from himix_edge.errors import ConfigError
 from himix_edge.plain import dataclass_from_dict
 
@@ -91,7 +91,7 @@ def convert(
     options = dataclass_from_dict(ConvertOptions, {**given, **more})
     conversion = converted(source, calibration, output, options)
     if as_json:
-        print(json.dumps({"checkpoint": str(output), **conversion.to_dict()}, indent=2))
+        print_json({"checkpoint": str(output), **conversion.to_dict()})
         return
     print(summary(conversion, output))
     print(f"Make a bundle of it with: himix-edge export --checkpoint {output}")

@@ -11,6 +11,7 @@ import typer
 from himix_edge import cli_options
 from himix_edge.analysis.devices import DEVICES
 from himix_edge.cli_options import Commands, Decoder, Encoder, Json
+from himix_edge.console import print_json
 from himix_edge.presets import DEFAULT_DECODER, DEFAULT_ENCODER
 
 device = Commands()
@@ -70,7 +71,7 @@ def build(
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
     if as_json:
-        print(json.dumps(built.to_dict(), indent=2))
+        print_json(built.to_dict())
         return
     for graph, seconds in built.seconds.items():
         print(f"{graph}: built in {seconds:.0f} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
+from himix_edge.console import print_json
 from himix_edge.errors import ConfigError, closest
 from himix_edge.presets import DEFAULT_DECODER, DEFAULT_ENCODER
 
@@ -92,7 +92,7 @@ def evaluate(
         if against:
             other = evaluation.evaluate(against, scenes, threads, bars.update, "cpu")
     if as_json:
-        print(json.dumps(evaluation.report(result, other), indent=2))
+        print_json(evaluation.report(result, other))
     else:
         print(evaluation.table(result, other))
 
@@ -158,7 +158,7 @@ def flops(
         refuse_beside("--paper", context, "encoder", "decoder", "text", "image_tokens", "plot")
         figures = cells()
         if as_json:
-            print(json.dumps({"cells": report.paper_report(figures)}, indent=2))
+            print_json({"cells": report.paper_report(figures)})
             return
         report.print_tables(report.paper_tables(figures))
         print(report.paper_summary(figures))
@@ -168,7 +168,7 @@ def flops(
         config = report.pair_config(encoder, decoder)
         save_plot(plot, config, f"{encoder} + {decoder}", text, result["image_tokens"])
     if as_json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
         report.print_tables(report.pair_tables(result))
 
@@ -180,6 +180,6 @@ def models(as_json: Json = False) -> None:
 
     result = report.models_report()
     if as_json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
         report.print_tables(report.models_tables(result))

@@ -2,8 +2,7 @@
 
 `tokenizer.json` alone does not say it: `tokenizer_config.json` adds tokens and names the special
 ones, and some of transformers' classes build their tokenizer anew. So transformers reads the
-folder, and what
-it made is written down: a device then has the very same tokenizer.
+folder, and what it made is written down: a device then has the very same tokenizer.
 """
 
 from __future__ import annotations

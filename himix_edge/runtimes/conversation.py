@@ -101,8 +101,7 @@ class Conversation:
         """The next turn; arguments, result and errors are those of `Model.generate`.
 
         An earlier answer that was not read to its end ends where it was left. Later turns see the
-        text
-        of an answer as it was read: without what a stop string cut off.
+        text of an answer as it was read: without what a stop string cut off.
         """
         if not isinstance(options, SamplingOptions | None):
             raise ConfigError(
