@@ -83,7 +83,7 @@ class Moments:
             yield weight, bias
 
     def errors(self, layer: int, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """How far a map is off in these rows: the mean squared error, and y's variance, each [o].
+        """A map's error in these rows: the mean squared error, and y's variance, each [o].
 
         Args:
             weight: [o, d]

@@ -7,7 +7,7 @@
     int4    -8..7        a scale to each block of 64 or 128 weights of an output
 
 Scales are in the type of the weights, rounded up, so that no weight is out of the codes' reach and
-none is off by more than half a step. https://docs.nvidia.com/deeplearning/tensorrt/latest/
+the error of each is half a step at most. https://docs.nvidia.com/deeplearning/tensorrt/latest/
 inference-library/quantized-types-schemes.html has TensorRT's side of it.
 """
 

@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
 
 
 # Measured in fp32: 1e-6 and 1 - 1e-12 for a model of 5 million parameters; deeper ones need some
-# room, and a wrong weight, position or mask is off by a hundred times as much. In half precision
+# room, and a wrong weight, position or mask gives a hundred times as much. In half precision
 # the rounding of each of a deep model's layers adds up.
 BOUNDS: dict[Dtype, Bounds] = {
     "float32": Bounds(1e-4, 1 - 1e-7),

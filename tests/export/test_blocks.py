@@ -46,7 +46,7 @@ def test_rounding_is_the_formula(rows: int, block_size: int, bits: Bits) -> None
     # The kernel takes one reciprocal for a block: a weight between two codes may fall either way.
     assert (difference > tolerances.ROUNDING_STEPS).mean() < 0.01
     assert difference.max() < 1 + tolerances.ROUNDING_STEPS
-    # half a step, and the half that the zero point is off by at the ends of a block
+    # half a step, and half a step of the zero point's own error, at the ends of a block
     assert np.all(np.abs(found - weights) <= (1 + tolerances.ROUNDING_STEPS) * steps)
     assert (np.abs(found - weights) <= (0.5 + tolerances.ROUNDING_STEPS) * steps).mean() > 0.97
 

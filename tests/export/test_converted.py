@@ -169,7 +169,7 @@ def test_quantized(
 
 
 def test_a_large_bias_is_rounded_once(tmp_path: Path) -> None:
-    """As Qwen2's: in float16 a key of 300 is off by half a step of 1/4 at most, turned or not."""
+    """As Qwen2's: in float16 a key of 300 has an error of 1/8 at most, turned or not."""
     model = tiny.tiny_model(tiny.converted_config())
     for layer in injection_of(model).layers:
         layer.k_proj.bias[:] = 300.0
