@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from himix_edge.contract import Manifest
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.graphs import read_graph
 from himix_edge.engines import rtx, trt
 from himix_edge.engines.memory import require_memory, workspace_bytes
 from himix_edge.engines.plan import TENSORRT, BuildPlan, GraphPlan
@@ -56,7 +57,10 @@ def build_engines(
         KeyboardInterrupt: Ctrl-C. In each of these cases the bundle keeps the engines it had.
     """
     key = plan.ready_key()
-    Manifest.read(plan.bundle).check_files(plan.bundle)  # the key is of these very files
+    files = BundleFiles.open(plan.bundle)
+    files.check()  # the key is of these very files
+    for graph in plan.graphs:
+        read_graph(files, graph.graph)  # for what must not be in it
     if not force:
         largest = max(plan.graphs, key=lambda graph: graph.weight_bytes)
         require_memory(largest.graph, largest.weight_bytes, plan.gpu)
@@ -71,6 +75,7 @@ def build_engines(
                 sm = plan.target.removeprefix("rtx-")
                 source = plan.bundle / graph.graph
                 rtx.engine_from_onnx(source, folder / graph.engine, sm, graph.profiles)
+            files.require_unchanged()
             report(graph.graph, 1.0, "")
             seconds[graph.graph] = time.perf_counter() - begun
     return Built(Engines(engines_folder(plan.bundle, key.device), key), seconds)

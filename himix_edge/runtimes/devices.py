@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import ENGINES, Manifest
 from himix_edge.engines import rtx
 from himix_edge.engines.gpu import gpu_here
@@ -60,7 +61,7 @@ class Opened:
     passed_over: tuple[str, ...] = ()
 
 
-def open_engine(bundle: Path, manifest: Manifest, device: str, choices: Choices) -> Opened:
+def open_engine(files: BundleFiles, device: str, choices: Choices) -> Opened:
     """Opens the graphs of a bundle, or engines made of them, on a device.
 
     Raises:
@@ -70,16 +71,16 @@ def open_engine(bundle: Path, manifest: Manifest, device: str, choices: Choices)
         BundleError: a bundle that it can't run.
     """
     if device == "auto":
-        return _best(bundle, manifest, choices)
+        return _best(files, choices)
     if device not in _OPENERS:
         raise ConfigError(f"no device is named {device!r}", fix=closest(device, DEVICES))
-    return Opened(_OPENERS[device](bundle, manifest, choices), device)
+    return Opened(_OPENERS[device](files, choices), device)
 
 
-def _best(bundle: Path, manifest: Manifest, choices: Choices) -> Opened:
+def _best(files: BundleFiles, choices: Choices) -> Opened:
     obstacles: list[DependencyError | EngineError] = []
-    for device in (*_engine_devices(bundle), *_cuda_if_there(), "cpu"):
-        engine = _engine_or_obstacle(device, bundle, manifest, choices)
+    for device in (*_engine_devices(files.path), *_cuda_if_there(), "cpu"):
+        engine = _engine_or_obstacle(device, files, choices)
         if not isinstance(engine, (DependencyError, EngineError)):
             return Opened(engine, device, tuple(map(str, obstacles)))
         obstacles.append(engine)
@@ -87,10 +88,10 @@ def _best(bundle: Path, manifest: Manifest, choices: Choices) -> Opened:
 
 
 def _engine_or_obstacle(
-    device: str, bundle: Path, manifest: Manifest, choices: Choices
+    device: str, files: BundleFiles, choices: Choices
 ) -> Engine | DependencyError | EngineError:
     try:
-        return _OPENERS[device](bundle, manifest, choices)
+        return _OPENERS[device](files, choices)
     except (DependencyError, EngineError) as error:
         return error
 
@@ -114,17 +115,18 @@ def _cuda_if_there() -> list[str]:
     return ["cuda"]
 
 
-def _on_cpu(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
-    return OrtEngine(bundle, manifest, choices.threads, CPU)
+def _on_cpu(files: BundleFiles, choices: Choices) -> Engine:
+    return OrtEngine(files, choices.threads, CPU)
 
 
-def _on_cuda(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
-    return OrtEngine(bundle, manifest, choices.threads, CUDA)
+def _on_cuda(files: BundleFiles, choices: Choices) -> Engine:
+    return OrtEngine(files, choices.threads, CUDA)
 
 
-def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
+def _on_tensorrt(files: BundleFiles, choices: Choices) -> Engine:
     from himix_edge.runtimes.trt import CACHES, TrtEngine
 
+    bundle, manifest = files.path, files.manifest
     _refuse_ort_dialect(bundle, manifest)
     try:
         return TrtEngine(
@@ -150,14 +152,15 @@ def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
         "trt_bf16_enable": str(int(manifest.dtype == "bfloat16")),
     }
     provider = dataclasses.replace(TENSORRT, options=options)
-    return OrtEngine(bundle, manifest, choices.threads, provider)
+    return OrtEngine(files, choices.threads, provider)
 
 
-def _on_tensorrt_rtx(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
+def _on_tensorrt_rtx(files: BundleFiles, choices: Choices) -> Engine:
+    bundle, manifest = files.path, files.manifest
     _refuse_ort_dialect(bundle, manifest)
     require(TENSORRT_RTX)
     compiled = _rtx_engines(bundle, manifest, verify=choices.verify)
-    return OrtEngine(bundle, manifest, choices.threads, TENSORRT_RTX, compiled)
+    return OrtEngine(files, choices.threads, TENSORRT_RTX, compiled)
 
 
 def _rtx_engines(bundle: Path, manifest: Manifest, *, verify: bool) -> Engines | None:
@@ -184,7 +187,7 @@ def _refuse_ort_dialect(bundle: Path, manifest: Manifest) -> None:
         )
 
 
-_OPENERS: dict[str, Callable[[Path, Manifest, Choices], Engine]] = {
+_OPENERS: dict[str, Callable[[BundleFiles, Choices], Engine]] = {
     "cpu": _on_cpu,
     "cuda": _on_cuda,
     "tensorrt": _on_tensorrt,

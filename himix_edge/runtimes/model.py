@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import ENGINES, TOKENIZER, Manifest
 from himix_edge.errors import BundleError, ImageError
 from himix_edge.runtimes.base import Engine
@@ -39,7 +38,7 @@ def load(
     Args:
         device: "cpu", "cuda", "tensorrt", "tensorrt-rtx" or "auto"; see `devices.py`.
         threads: for ONNX Runtime; None takes all cores.
-        verify: compare every file with its sha256 in the manifest; that of the weights is reckoned
+        verify: compare every file with its sha256 in the manifest; that of the weights is computed
             while they are opened.
         caches: for TensorRT, how many images and conversations are held at a time; 4 by default.
         auto_build: for TensorRT, build engines where none fits; it takes minutes.
@@ -52,42 +51,30 @@ def load(
         DependencyError: a package that the device needs is missing.
         EngineError: no GPU, or no engine that fits it.
     """
-    folder = Path(bundle)
-    manifest = Manifest.read(folder)
     choices = Choices(threads, verify, caches, auto_build, report)
     # What is built of the graphs outlives this call: nothing is, before they are known to be right.
-    may_build = auto_build or device.startswith("tensorrt") or (folder / ENGINES).is_dir()
-    with ThreadPoolExecutor() as background:
-        checked: Future[None] | None = None
-        if verify:
-            small, large = _by_size(manifest)
-            small.check_files(folder)
-            checked = background.submit(large.check_files, folder)
-        if checked and may_build:
+    with BundleFiles.open(bundle, verify=verify) as files, ThreadPoolExecutor() as background:
+        records = files.manifest.files
+        files.check([name for name, record in records.items() if record.size < SMALL])
+        checked = background.submit(files.check)
+        if auto_build or device.startswith("tensorrt") or (files.path / ENGINES).is_dir():
             checked.result()
-        tokenizing = background.submit(_tokenizer, folder, manifest)
+        tokenizing = background.submit(_tokenizer, files)
         try:
-            opened = open_engine(folder, manifest, device, choices)
+            opened = open_engine(files, device, choices)
         finally:  # a file that is corrupt, or no tokenizer, is why nothing else works either
-            if checked:
-                checked.result()
+            checked.result()
             tokenizer = tokenizing.result()
-    return Model(manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
+        files.require_unchanged()
+    return Model(files.manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
 
 
-def _by_size(manifest: Manifest) -> tuple[Manifest, Manifest]:
-    """The manifest of the files that are read whole at once, and that of the weights."""
-    small = {name: file for name, file in manifest.files.items() if file.size < SMALL}
-    large = {name: file for name, file in manifest.files.items() if file.size >= SMALL}
-    return dataclasses.replace(manifest, files=small), dataclasses.replace(manifest, files=large)
-
-
-def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    tokenizer = Tokenizer.from_folder(folder, manifest.chat)
-    most = manifest.config.decoder.vocab_size
+def _tokenizer(files: BundleFiles) -> Tokenizer:
+    tokenizer = Tokenizer.from_bundle(files)
+    most = files.manifest.config.decoder.vocab_size
     if tokenizer.vocab_size > most:
         raise BundleError(
-            f"{folder / TOKENIZER} is not this decoder's",
+            f"{files.path / TOKENIZER} is not this decoder's",
             expected=f"at most {most} token ids",
             found=str(tokenizer.vocab_size),
             fix="export the checkpoint again with the tokenizer it was trained with",

@@ -16,6 +16,7 @@ import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import Manifest
 from himix_edge.engines.gpu import Gpu
 from himix_edge.engines.profiles import Sizes
@@ -146,7 +147,7 @@ def logits_of(engine: Any) -> list[Any]:
 
 def opened(source: TinyBundle | Path, device: str) -> Any:
     folder = source if isinstance(source, Path) else source.folder
-    return open_engine(folder, Manifest.read(folder), device, Choices(threads=1))
+    return open_engine(BundleFiles.open(folder), device, Choices(threads=1))
 
 
 @pytest.mark.parametrize("name", ["bundle", "fixed_bundle"])
@@ -166,7 +167,7 @@ def test_on_a_gpu_the_cache_stays_there(
     assert gpu_ort.moved - before == {"cpu": 4 if fixed else 3}
     wanted = {(f"present.{i}.{part}", "cuda", 0) for i in range(2) for part in ("key", "value")}
     assert set(gpu_ort.bound) == (set() if fixed else wanted)
-    plain = OrtEngine(source.folder, Manifest.read(source.folder), threads=1)
+    plain = OrtEngine(BundleFiles.open(source.folder), threads=1)
     for found, expected in zip(logits_of(engine), logits_of(plain), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=ENGINE_LOGITS)
 
@@ -214,7 +215,7 @@ def test_the_plugin(
     assert [name for _, name, _ in gpu_ort.opened] == [TENSORRT_RTX.name] * 2
     assert gpu_ort.opened[0][2]["nv_profile_opt_shapes"].startswith("pixel_values:1x3x24x24,past")
     logits = logits_of(one.engine)
-    plain = OrtEngine(fixed_bundle.folder, Manifest.read(fixed_bundle.folder), threads=1)
+    plain = OrtEngine(BundleFiles.open(fixed_bundle.folder), threads=1)
     for found, expected in zip(logits, logits_of(plain), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=ENGINE_LOGITS)
     assert gpu_ort.entries == []  # a graph has one profile
@@ -295,21 +296,21 @@ def test_a_bundle_for_onnxruntime_alone(bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dialect="ort")
     for device in ("tensorrt", "tensorrt-rtx"):
         with pytest.raises(BundleError, match=r"TensorRT can't run .*--target tensorrt"):
-            open_engine(bundle.folder, manifest, device, Choices())
+            open_engine(BundleFiles(bundle.folder, manifest), device, Choices())
     with pytest.raises(BundleError, match=r"not the contract's.*write_indices"):  # opened
-        open_engine(bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cuda", Choices())
 
 
 @pytest.mark.usefixtures("gpu_ort")
 def test_bfloat16_is_refused_on_the_cpu_alone(bundle: TinyBundle, fixed_bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="bfloat16")
     with pytest.raises(BundleError, match="on a CPU can't run"):
-        open_engine(bundle.folder, manifest, "cpu", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cpu", Choices())
     with pytest.raises(BundleError, match="not the contract's"):  # opened, and found to be float32
-        open_engine(bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cuda", Choices())
     manifest = dataclasses.replace(Manifest.read(fixed_bundle.folder), dtype="bfloat16")
     with pytest.raises(BundleError, match=r"a cache that is written in place in bfloat16.*float16"):
-        open_engine(fixed_bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(fixed_bundle.folder, manifest), "cuda", Choices())
 
 
 @pytest.mark.usefixtures("gpu_ort")

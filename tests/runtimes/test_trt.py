@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import Manifest
 from himix_edge.engines.build import Built
 from himix_edge.engines.gpu import gpu_here
@@ -103,7 +104,7 @@ def test_logits_are_the_models_and_onnxruntimes(
     source: TinyBundle, tmp_path: Path, gpu: FakeGpu
 ) -> None:
     engine = engine_of(source, tmp_path, gpu)
-    other = OrtEngine(source.folder, Manifest.read(source.folder), threads=1)
+    other = OrtEngine(BundleFiles.open(source.folder), threads=1)
     cache = engine.open(engine.encode(pixels()))
     twin = other.open(other.encode(pixels()))
     text: list[int] = []
@@ -290,7 +291,7 @@ def test_greedy_answers_of_several_turns_are_onnxruntimes(
 def test_float16(half_bundle: Path, tmp_path: Path, gpu: FakeGpu) -> None:
     folder = with_engines(half_bundle, tmp_path, gpu, max_cache=40)
     manifest = Manifest.read(folder)
-    engine, other = TrtEngine(folder, manifest), OrtEngine(folder, manifest, threads=1)
+    engine, other = TrtEngine(folder, manifest), OrtEngine(BundleFiles(folder, manifest), threads=1)
     image: FloatArray = random_tensor(1, 3, 28, 28).numpy()
     cache, twin = engine.open(engine.encode(image)), other.open(other.encode(image))
     assert cache.capacity == 40
