@@ -133,6 +133,17 @@ class BundleFiles:
             if name not in self._checked:
                 self._compare(name, data)
 
+    def require_unwritten(self) -> None:
+        """Checks that nobody wrote to the open files; at their paths may be others by now.
+
+        Raises:
+            BundleError: a file that was written to.
+        """
+        for name, (descriptor, before) in self._opened.items():
+            if state_of(os.fstat(descriptor))[:-1] != before[:-1]:  # but for when it was renamed
+                path = self.path / name
+                raise corrupt(path, "the file that was checked", "that it was written to")
+
     def require_unchanged(self) -> None:
         """Checks that each path still leads to the file that was opened, and nobody wrote to it.
 

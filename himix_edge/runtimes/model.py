@@ -65,7 +65,7 @@ def load(
         finally:  # a file that is corrupt, or no tokenizer, is why nothing else works either
             checked.result()
             tokenizer = tokenizing.result()
-        files.require_unchanged()
+        files.require_unwritten()
     return Model(files.manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
 
 
