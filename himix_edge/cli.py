@@ -1,6 +1,7 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
+In `cli_trust.py`: signatures, and engines from elsewhere.
 In `cli_lab.py`: models, trained, judged and reckoned. In `cli_convert.py`: models of another kind,
 made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what they share.
 """
@@ -31,6 +32,7 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
+from himix_edge.cli_trust import trust_app
 from himix_edge.console import print_json, run_command
 from himix_edge.errors import missing_package
 
@@ -46,6 +48,7 @@ app = Commands(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(device)
+app.add_typer(trust_app)
 app.add_typer(convert_app)
 app.add_typer(lab)
 app.add_typer(bench_app)
@@ -128,6 +131,9 @@ def run(
         bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
     ] = False,
     threads: Threads = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Run only what this key has signed: a PEM file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask about a picture."""
@@ -155,6 +161,7 @@ def run(
             device=device,
             threads=threads,
             auto_build=auto_build,
+            public_key=public_key,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
     print_answer(model, picture, prompt, options, as_json=as_json, resize=resize, system=system)
@@ -353,14 +360,17 @@ def info(
 ) -> None:
     """Check a bundle, file by file, and say what it is."""
     from himix_edge.contract import Manifest
+    from himix_edge.engines.listing import engine_states
 
     manifest = Manifest.read(bundle)
     manifest.check_files(bundle)
+    engines = engine_states(bundle, manifest)
     if as_json:
-        print_json(dataclasses.asdict(manifest))
+        listed = [engine.to_dict() for engine in engines]
+        print_json({**dataclasses.asdict(manifest), "engines": listed})
         return
     config, decoder = manifest.config, manifest.config.decoder
-    print(f"{manifest.name}: {_megabytes(manifest.files)}, every file as exported")
+    print(f"{manifest.name}: {_megabytes(manifest.files)}, each listed file as its manifest says")
     if manifest.notice:
         print(manifest.notice)
     slots = f", a cache of {manifest.cache_slots} slots" if manifest.cache_slots else ""
@@ -377,6 +387,8 @@ def info(
     print("made with   " + ", ".join(f"{tool} {v}" for tool, v in manifest.tools.items()))
     for name, record in manifest.files.items():
         print(f"  {record.sha256[:12]}  {record.size:>12,}  {name}")
+    for engine in engines:
+        print(f"engines     {engine.folder}: {engine}")
 
 
 def _megabytes(files: Mapping[str, FileRecord]) -> str:

@@ -55,6 +55,7 @@ LOGITS = "logits"
 SUPPRESSED_LOGIT = -60_000.0
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # of the manifest's bytes; see `bundle/signature.py`
 VISION_GRAPH = "vision.onnx"
 DECODER_GRAPH = "decoder.onnx"
 PREFILL_GRAPH = "prefill.onnx"  # see above; few bundles have one
@@ -213,16 +214,21 @@ class Manifest:
         Raises:
             BundleError: no bundle there, a corrupt manifest, or one of another schema version.
         """
+        return cls.from_bytes(manifest_bytes(bundle), bundle)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, bundle: Path) -> Manifest:
+        """Parses the bytes of a manifest, which may have been checked against a signature.
+
+        Args:
+            bundle: where they are from, for the errors.
+
+        Raises:
+            BundleError: a corrupt manifest, or one of another schema version.
+        """
         path = bundle / MANIFEST
-        if not path.is_file():
-            raise BundleError(
-                f"{bundle} is not a bundle",
-                expected=f"a folder with a {MANIFEST}",
-                found="none" if bundle.is_dir() else "no such folder",
-                fix="make one with: himix-edge export --output FOLDER",
-            )
         try:
-            body = json.loads(path.read_bytes())
+            body = json.loads(data)
             seal = body.pop("seal")
             version = body["schema_version"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -255,6 +261,23 @@ class Manifest:
                 raise _corrupt(path, f"{record.size} bytes", f"{size} bytes")
             if (digest := sha256_of(path)) != record.sha256:
                 raise _corrupt(path, f"sha256 {record.sha256[:12]}", digest[:12])
+
+
+def manifest_bytes(bundle: Path) -> bytes:
+    """The bytes of a bundle's manifest.
+
+    Raises:
+        BundleError: no bundle there.
+    """
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{bundle} is not a bundle",
+            expected=f"a folder with a {MANIFEST}",
+            found="none" if bundle.is_dir() else "no such folder",
+            fix="make one with: himix-edge export --output FOLDER",
+        )
+    return path.read_bytes()
 
 
 def _seal(body: dict[str, Any]) -> str:
