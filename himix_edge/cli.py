@@ -1,6 +1,7 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
+In `cli_trust.py`: signatures, and engines from elsewhere.
 In `cli_lab.py`: models, trained, judged and reckoned. In `cli_convert.py`: models of another kind,
 made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what they share.
 """
@@ -30,6 +31,7 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
+from himix_edge.cli_trust import trust_app
 from himix_edge.console import print_json, printable, run_command
 from himix_edge.errors import missing_package
 
@@ -42,6 +44,7 @@ app = Commands(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(device)
+app.add_typer(trust_app)
 app.add_typer(convert_app)
 app.add_typer(lab)
 app.add_typer(bench_app)
@@ -124,6 +127,9 @@ def run(
         bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
     ] = False,
     threads: Threads = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Run only what this key has signed: a PEM file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask about a picture."""
@@ -151,6 +157,7 @@ def run(
             device=device,
             threads=threads,
             auto_build=auto_build,
+            public_key=public_key,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
     print_answer(model, picture, prompt, options, as_json=as_json, resize=resize, system=system)
@@ -353,10 +360,14 @@ def info(
     """Check a bundle, file by file, and say what it is."""
     from himix_edge.bundle.files import BundleFiles
     from himix_edge.bundle.summary import summary_of
+    from himix_edge.engines.listing import engine_states
 
     with BundleFiles.open(bundle) as files:
         files.check()
+        engines = engine_states(bundle, files.manifest)
         if as_json:
-            print_json(dataclasses.asdict(files.manifest))
+            listed = [engine.to_dict() for engine in engines]
+            print_json({**dataclasses.asdict(files.manifest), "engines": listed})
             return
-        print(printable("\n".join(summary_of(files))))
+        lines = [*summary_of(files), *(f"engines     {one.folder}: {one}" for one in engines)]
+        print(printable("\n".join(lines)))

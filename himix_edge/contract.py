@@ -58,6 +58,7 @@ LOGITS = "logits"
 SUPPRESSED_LOGIT = -60_000.0
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # of the manifest's bytes; see `bundle/signature.py`
 VISION_GRAPH = "vision.onnx"
 DECODER_GRAPH = "decoder.onnx"
 PREFILL_GRAPH = "prefill.onnx"  # see above; few bundles have one
@@ -225,33 +226,19 @@ class Manifest:
         Raises:
             BundleError: no bundle there, a corrupt manifest, or one of another schema version.
         """
-        path = bundle / MANIFEST
-        try:
-            data = read_regular(path, MAX_MANIFEST + 1)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise BundleError(
-                f"{bundle} is not a bundle",
-                expected=f"a folder with a {MANIFEST}",
-                found="none" if bundle.is_dir() else "no such folder",
-                fix="make one with: himix-edge export --output FOLDER",
-            ) from error
-        except OSError as error:
-            raise unreadable(path, "a file that can be read", error) from error
-        if len(data) > MAX_MANIFEST:
-            raise corrupt(path, f"at most {MAX_MANIFEST} bytes", "more")
-        return cls.from_json(data, path)
+        return cls.from_bytes(manifest_bytes(bundle), bundle)
 
     @classmethod
-    def from_json(cls, data: bytes, path: Path) -> Manifest:
-        """The inverse of `to_json`, of any bytes.
+    def from_bytes(cls, data: bytes, bundle: Path) -> Manifest:
+        """Parses the bytes of a manifest, which may have been checked against a signature.
 
         Args:
-            path: where they are from, for errors.
+            bundle: where they are from, for the errors.
 
         Raises:
-            BundleError: no sealed manifest, one of another schema version, or one that no bundle
-                can have: files that are missing in it, names that are not plain ones.
+            BundleError: a corrupt manifest, or one of another schema version.
         """
+        path = bundle / MANIFEST
         try:
             body = json.loads(data)
             seal = body.pop("seal")
@@ -293,6 +280,29 @@ class Manifest:
                 raise corrupt(path, "names of files in the bundle's own folder", shown(name))
             if not 0 <= record.size <= MAX_FILE_SIZE:
                 raise corrupt(path, "sizes in bytes", f"{shown(record.size)} for {name}")
+
+
+def manifest_bytes(bundle: Path) -> bytes:
+    """The bytes of a bundle's manifest.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that is no regular file, or too large.
+    """
+    path = bundle / MANIFEST
+    try:
+        data = read_regular(path, MAX_MANIFEST + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{bundle} is not a bundle",
+            expected=f"a folder with a {MANIFEST}",
+            found="none" if bundle.is_dir() else "no such folder",
+            fix="make one with: himix-edge export --output FOLDER",
+        ) from error
+    except OSError as error:
+        raise unreadable(path, "a file that can be read", error) from error
+    if len(data) > MAX_MANIFEST:
+        raise corrupt(path, f"at most {MAX_MANIFEST} bytes", "more")
+    return data
 
 
 def _seal(body: dict[str, Any]) -> str:

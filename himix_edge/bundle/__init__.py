@@ -1,1 +1,1 @@
-"""A bundle's files, from whoever it comes: read, checked, and never more than data."""
+"""A bundle as it comes from elsewhere: what is checked before any of it is used."""

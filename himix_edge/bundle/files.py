@@ -11,7 +11,7 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -55,29 +55,34 @@ class BundleFiles:
             raise
 
     @classmethod
-    def open(cls, bundle: str | os.PathLike[str], *, verify: bool = True) -> BundleFiles:
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        read_manifest: Callable[[Path], Manifest] = Manifest.read,
+    ) -> BundleFiles:
         """Reads the manifest of a bundle, and opens all files that it lists.
 
         A bundle that is replaced at that moment is read again: it is the old one or the new one.
+
+        Args:
+            read_manifest: how; by default as it is, whoever made it.
 
         Raises:
             BundleError: no bundle there, a corrupt manifest, one of another schema version, or
                 files that are missing, no regular files, links, or of another size.
         """
         path = Path(bundle)
-        return cls._open_again(path, Manifest.read(path), verify, _ATTEMPTS)
-
-    @classmethod
-    def _open_again(
-        cls, path: Path, manifest: Manifest, verify: bool, attempts: int
-    ) -> BundleFiles:
-        try:
-            return cls(path, manifest, verify=verify)
-        except BundleError:
-            now = Manifest.read(path)
-            if not attempts or now == manifest:
-                raise
-            return cls._open_again(path, now, verify, attempts - 1)
+        manifest = read_manifest(path)
+        for _ in range(_ATTEMPTS):
+            try:
+                return cls(path, manifest, verify=verify)
+            except BundleError:  # noqa: PERF203 (a few times at most)
+                before, manifest = manifest, read_manifest(path)
+                if manifest == before:
+                    raise
+        return cls(path, manifest, verify=verify)
 
     def __enter__(self) -> BundleFiles:
         return self

@@ -11,16 +11,14 @@ from typing import Any
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.bundle.graphs import read_graph
 from himix_edge.engines import rtx, trt
+from himix_edge.engines.key import EngineKey, timing_cache_name
 from himix_edge.engines.memory import require_memory, workspace_bytes
+from himix_edge.engines.opened import Engines
 from himix_edge.engines.plan import TENSORRT, BuildPlan, GraphPlan
 from himix_edge.engines.progress import BuildProgress, Report, run_cancellable
-from himix_edge.engines.store import (
-    EngineKey,
-    Engines,
-    engines_folder,
-    timing_cache_path,
-    whole_engines,
-)
+from himix_edge.engines.store import refuse_linked_folders, seal_engines, whole_engines
+from himix_edge.engines.trust import keep_timings, kept_timings
+from himix_edge.engines.user_key import make_user_key
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ def build_engines(
 ) -> Built:
     """Builds the engines of a plan and puts them into the bundle, in the place of older ones.
 
+    They are whole first, and then sealed as this user's: what a kill leaves between the two is not
+    loaded, and the next build replaces it.
+
     Args:
         force: try it also where the memory is too small by estimate.
         report: called from other threads, with how far the building of a part has come.
@@ -52,8 +53,9 @@ def build_engines(
     Raises:
         DependencyError: no engine library.
         BundleError: a graph that isn't as exported.
-        EngineError: no GPU, too little memory, or the library refuses a graph.
-        OutputError: the bundle can't be written, or the disk is full.
+        EngineError: no GPU, too little memory, or the library refuses a graph; engines that are a
+            link; or this user's key can't be relied on.
+        OutputError: the bundle or the key can't be written, or the disk is full.
         KeyboardInterrupt: Ctrl-C. In each of these cases the bundle keeps the engines it had.
     """
     key = plan.ready_key()
@@ -64,6 +66,8 @@ def build_engines(
     if not force:
         largest = max(plan.graphs, key=lambda graph: graph.weight_bytes)
         require_memory(largest.graph, largest.weight_bytes, plan.gpu)
+    refuse_linked_folders(plan.bundle, key.device)
+    make_user_key()  # before the work, if it can't be had
     seconds = {}
     with whole_engines(plan.bundle, key) as folder:
         for graph in plan.graphs:
@@ -78,7 +82,7 @@ def build_engines(
             files.require_unchanged()
             report(graph.graph, 1.0, "")
             seconds[graph.graph] = time.perf_counter() - begun
-    return Built(Engines(engines_folder(plan.bundle, key.device), key), seconds)
+    return Built(seal_engines(plan.bundle, key), seconds)
 
 
 def _build_with_tensorrt(
@@ -87,15 +91,17 @@ def _build_with_tensorrt(
     progress = BuildProgress(
         lambda phase, done, inner: report(f"{graph.graph}, {phase}", done, inner)
     )
-    run_cancellable(
+    timings = timing_cache_name(key.device)
+    measured = run_cancellable(
         lambda: trt.engine_from_onnx(
             plan.bundle / graph.graph,
             folder / graph.engine,
             graph.profiles,
             key,
-            timing_cache_path(plan.bundle, key.device),
+            kept_timings(plan.bundle, timings),
             workspace_bytes(graph.weight_bytes),
             progress,
         ),
         progress.cancel,
     )
+    keep_timings(plan.bundle, timings, measured)

@@ -23,6 +23,7 @@ from himix_edge.contract import (
     MODEL_CARD,
     PREPROCESSOR,
     SCHEMA_VERSION,
+    SIGNATURE,
     TOKENIZER,
     VISION_GRAPH,
     Dialect,
@@ -209,7 +210,7 @@ def is_bundle(folder: Path) -> bool:
     """Whether all that a folder holds is of a bundle, whole or not, so that it may be replaced."""
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        known = {MANIFEST, ENGINES, *files}
+        known = {MANIFEST, SIGNATURE, ENGINES, *files}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
     return VISION_GRAPH in known and all(path.name in known for path in entries(folder))

@@ -9,7 +9,7 @@ from typing import Any
 
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import ENGINES, TOKENIZER, Manifest
-from himix_edge.errors import BundleError, ImageError
+from himix_edge.errors import BundleError, ConfigError, ImageError
 from himix_edge.runtimes.base import Engine
 from himix_edge.runtimes.chat import Message
 from himix_edge.runtimes.conversation import Conversation, EncodedImage, first_history
@@ -32,6 +32,7 @@ def load(
     caches: int | None = None,
     auto_build: bool = False,
     report: BuildReport = lambda *_: None,
+    public_key: str | os.PathLike[str] | bytes | None = None,
 ) -> Model:
     """Opens a bundle folder.
 
@@ -43,17 +44,33 @@ def load(
         caches: for TensorRT, how many images and conversations are held at a time; 4 by default.
         auto_build: for TensorRT, build engines where none fits; it takes minutes.
         report: called while engines are built.
+        public_key: of who must have signed the bundle: a PEM file, or its bytes. Engines that this
+            key has signed are run too, besides those that this user built or trusts.
 
     Raises:
-        BundleError: a bundle that is missing, corrupt, made by another version, or not for this
-            device.
-        ConfigError: an unknown device.
-        DependencyError: a package that the device needs is missing.
-        EngineError: no GPU, or no engine that fits it.
+        BundleError: a bundle that is missing, corrupt, made by another version, not for this
+            device, or not signed by the given key.
+        ConfigError: an unknown device; a key that can't be read, or that comes with verify=False.
+        DependencyError: a package that the device, or the key, needs is missing.
+        EngineError: no GPU, or no engine that fits it and that this user built or trusts.
     """
-    choices = Choices(threads, verify, caches, auto_build, report)
+    trusted = None
+    if public_key is not None:
+        from himix_edge.bundle.signature import Trusted
+
+        if not verify:
+            raise ConfigError(
+                "a signature says nothing of files that are not checked",
+                expected="verify=True beside public_key",
+                found="verify=False",
+                fix="leave one of them out",
+            )
+        trusted = Trusted.read(public_key)
+    read_manifest = trusted.read_manifest if trusted else Manifest.read
+    choices = Choices(threads, caches, auto_build, report, trusted)
     # What is built of the graphs outlives this call: nothing is, before they are known to be right.
-    with BundleFiles.open(bundle, verify=verify) as files, ThreadPoolExecutor() as background:
+    opened_files = BundleFiles.open(bundle, verify=verify, read_manifest=read_manifest)
+    with opened_files as files, ThreadPoolExecutor() as background:
         records = files.manifest.files
         files.check([name for name, record in records.items() if record.size < SMALL])
         checked = background.submit(files.check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,8 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
+            EngineError: an engine that is damaged, or names a file that is not of its record.
+            OutputError: no room for a copy of the engines, which is what the provider opens.
             ConfigError: threads below 1, or far more than cores.
         """
         self._ort = import_onnxruntime()
@@ -84,14 +87,16 @@ class OrtEngine:
         if contract.PREFILL_GRAPH in manifest.files:
             graphs.append(bundle / contract.PREFILL_GRAPH)
         providers = [provider] * len(graphs)
-        if compiled:
-            graphs = [compiled.vision, compiled.decoder]
-        elif sizes:
+        if sizes and not compiled:
             prefill, _ = decoder_profiles(manifest, sizes)
             providers = [provider.shaped(vision_profile(manifest)), provider.shaped(prefill)]
         nodes = [vision_nodes(manifest), *[decoder_nodes(manifest)] * (len(graphs) - 1)]
-        # Most of the time goes into laying weights out anew, which a session does on one core.
-        with ThreadPoolExecutor(2 if provider.on_cpu else 1) as pool:
+        with contextlib.ExitStack() as stack:
+            if compiled:  # what was checked must be what the provider opens
+                copies = stack.enter_context(compiled.copied())
+                graphs = [copies.vision, copies.decoder]
+            # Most of the time goes into laying weights out anew, which a session does on one core.
+            pool = stack.enter_context(ThreadPoolExecutor(2 if provider.on_cpu else 1))
             opened_of = None if compiled else files
             sessions = list(pool.map(self._session, graphs, providers, nodes, [opened_of] * 3))
         self._vision, self._decoder, *prompts = sessions

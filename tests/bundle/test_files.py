@@ -80,10 +80,11 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_read_again(bundle: Path
     stale = manifest_of(FILES)
     (bundle / "vision.onnx").write_bytes(new["vision.onnx"])
     (bundle / MANIFEST).write_text(manifest_of(new).to_json())
-    files = BundleFiles._open_again(bundle, stale, True, 1)
+    manifests = iter([stale, manifest_of(new)])
+    files = BundleFiles.open(bundle, read_manifest=lambda _: next(manifests))
     assert files.read("vision.onnx") == new["vision.onnx"]
     with pytest.raises(BundleError, match="expected 100 bytes, found 140 bytes"):
-        BundleFiles._open_again(bundle, stale, True, 0)
+        BundleFiles.open(bundle, read_manifest=lambda _: stale)
 
 
 def open_descriptors() -> int:
