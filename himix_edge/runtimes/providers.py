@@ -16,6 +16,7 @@ from himix_edge.bundle.graphs import read_graph
 from himix_edge.contract import Manifest
 from himix_edge.engines.profiles import Profile, Sizes, engine_sizes
 from himix_edge.errors import BundleError, DependencyError
+from himix_edge.telemetry import turn_off_session_events
 
 CPU_NAME = "CPUExecutionProvider"
 
@@ -82,7 +83,7 @@ TENSORRT_RTX = Provider(
 
 
 def import_onnxruntime() -> Any:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, which nothing else in the package imports.
 
     Raises:
         DependencyError: it is not installed.
@@ -91,6 +92,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise DependencyError("ONNX Runtime is missing", fix=CPU.fix) from error
+    turn_off_session_events(onnxruntime)
     return onnxruntime
 
 
