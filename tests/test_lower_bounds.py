@@ -1,4 +1,4 @@
-"""The oldest versions that a device install accepts: they answer alike, and hold against attacks."""
+"""The oldest versions that a device install accepts answer alike and hold against attacks."""
 
 from __future__ import annotations
 

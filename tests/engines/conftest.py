@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import ModelProto
 
 from himix_edge.contract import (
+    CHAT_TEMPLATE,
     DECODER_GRAPH,
+    ENGINES,
     MANIFEST,
     SCHEMA_VERSION,
+    TOKENIZER,
     VISION_GRAPH,
     Chat,
     FileRecord,
@@ -31,8 +35,11 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
     """A bundle of the native dialect; `changes` are fields of its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     for graph in (VISION_GRAPH, DECODER_GRAPH):
-        (folder / graph).write_text(f"the graph of {graph}")
+        (folder / graph).write_bytes(ModelProto(doc_string=graph).SerializeToString())
         (folder / f"{graph}.data").write_text(f"the weights of {graph}" * 10)
+    for name in (TOKENIZER, CHAT_TEMPLATE):
+        (folder / name).write_text("{}")
+    files = sorted(path for path in folder.iterdir() if path.name not in (MANIFEST, ENGINES))
     fields: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": "tiny",
@@ -41,7 +48,7 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
         "dtype": "float16",
         "config": tiny_config(),
         "chat": Chat(),
-        "files": {path.name: FileRecord.of(path) for path in sorted(folder.glob("*.onnx*"))},
+        "files": {path.name: FileRecord.of(path) for path in files},
         "tools": {},
         "parity": {},
         "cache_slots": 64,
