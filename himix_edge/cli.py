@@ -353,7 +353,9 @@ def info(
 ) -> None:
     """Check a bundle, file by file, and say what it is."""
     from himix_edge.contract import Manifest
+    from himix_edge.files import put_back
 
+    put_back(bundle)
     manifest = Manifest.read(bundle)
     manifest.check_files(bundle)
     if as_json:

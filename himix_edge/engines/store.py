@@ -30,7 +30,7 @@ from himix_edge.contract import (
 from himix_edge.engines.profiles import Sizes, all_profiles, digest
 from himix_edge.engines.versions import version_of
 from himix_edge.errors import ConfigError, EngineError
-from himix_edge.files import sha256_of, whole_folder
+from himix_edge.files import sha256_of, sole_writer, whole_folder
 from himix_edge.plain import dataclass_from_dict
 
 RECORD = "engine.json"
@@ -200,7 +200,10 @@ def whole_engines(bundle: Path, key: EngineKey) -> Iterator[Path]:
         OutputError: the bundle can't be written, or the disk is full.
     """
     try:
-        with whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder:
+        with (
+            sole_writer(bundle),  # or a new bundle takes the place of this one meanwhile
+            whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder,
+        ):
             yield folder
             files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
             record = dataclasses.asdict(_Record(key, files))

@@ -25,7 +25,7 @@ from himix_edge.contract import (
 )
 from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.data.questions import Questions
-from himix_edge.export.bundle import is_bundle
+from himix_edge.export.bundle import BUNDLE
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
     CalibrationFeeds,
@@ -92,11 +92,11 @@ def quantize_bundle(
     manifest = Manifest.read(bundle)
     recipe = recipe_for(bundle, manifest, choice)
     refuse_overlap(output, bundle)
-    refuse_foreign_folder(output, "bundle", is_bundle)
+    refuse_foreign_folder(output, BUNDLE)
     least = sum(record.size for record in manifest.files.values()) // 8  # float32 in int4
     refuse_too_large(output, least)
     manifest.check_files(bundle)
-    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
+    with whole_folder(output, kind=BUNDLE, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(bundle, manifest, calibration)
         _copy_texts(bundle, folder, manifest)
