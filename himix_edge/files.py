@@ -284,6 +284,9 @@ def _claimed(target: Path, output: Path | None) -> Iterator[tuple[Path, bool]]:
             filled = True
         else:
             recover(target, holder)
+            if (target / holder_name(target.name)).exists():  # a killed writer was filling it
+                with claim(target, target.name, output) as left:
+                    recover(target, left)
             filled = _must_stay(target)
         if filled:
             holder = stack.enter_context(claim(target, target.name, output))

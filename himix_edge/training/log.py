@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from himix_edge.errors import ConfigError
+from himix_edge.errors import ConfigError, TrainingError
 from himix_edge.files import whole_file
 from himix_edge.plain import dataclass_from_dict
 from himix_edge.remedies import output_errors
@@ -97,6 +97,7 @@ def _mended(folder: Path) -> list[LogLine]:
     """As `read_log`; lines that can't be read go, so that the next one is not written after half.
 
     A last line that was cut is dropped. With any other, the whole file is kept under another name.
+    A file without one whole line, and no state beside it, may be anyone's, and is refused.
     """
     path = folder / LOG
     with output_errors(path):
@@ -104,6 +105,13 @@ def _mended(folder: Path) -> list[LogLine]:
         good = [text for text in texts if text.endswith(b"\n") and _line(text)]
         if good == texts:
             return read_log(folder)
+        if not good and not any(folder.glob("*.safetensors")):
+            raise TrainingError(
+                f"{path} is not the log of a run that could go on",
+                expected="a whole line of one, or a state beside it",
+                found=f"{len(texts)} that can't be read, and no state",
+                fix="delete it to begin anew, or choose another folder",
+            )
         if good == texts[:-1] and not texts[-1].endswith(b"\n"):
             kept = "its last line was cut, and is dropped"
         else:
