@@ -152,7 +152,7 @@ def is_whole(way: str, found: dict[str, str]) -> bool:
 def main(way: str, room: Path, *, twice: bool) -> None:
     if way == "no exchange":
         replacing._exchanged = lambda *_: False
-    os.fsync = lambda fd: None  # the disk outlives a killed process; it only takes time here
+    os.fsync = lambda fd: None  # noqa: ARG005 (the disk outlives a killed process)
     draw, kills = random.Random(0), 0
     wrong: list[str] = []
     stages: list[str] = []

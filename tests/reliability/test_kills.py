@@ -14,9 +14,7 @@ from himix_edge import files
 from tests.reliability import killed
 from tests.reliability.table import tried
 
-HAPPENS = (
-    "the old one or the new one is whole after the next look, nothing is left after the next run"
-)
+HAPPENS = "after the next look the old or the new is whole; after the next run nothing is left"
 
 
 def kills(way: str, room: Path, *options: str, within: tuple[str, ...] = ()) -> dict[str, object]:
@@ -55,6 +53,7 @@ def test_an_exchange(tmp_path: Path) -> None:
 
 
 @tried("Interruptions", "the same in an empty folder, and where there is none yet", HAPPENS)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["nothing", "empty"])
 def test_a_new_bundle(tmp_path: Path, way: str) -> None:
     assert kills(way, tmp_path / "room")["wrong"] == []
