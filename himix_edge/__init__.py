@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from himix_edge.telemetry import turn_off_telemetry
+
 if TYPE_CHECKING:
     from himix_edge.errors import HimixError as HimixError
     from himix_edge.runtimes.conversation import Conversation as Conversation
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from himix_edge.runtimes.model import Model as Model
     from himix_edge.runtimes.model import load as load
     from himix_edge.runtimes.sampling import SamplingOptions as SamplingOptions
+
+turn_off_telemetry()  # before any module of the package can import onnxruntime
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from himix_edge import __version__
-from himix_edge.contract import MANIFEST, Manifest
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.contract import MANIFEST
 from himix_edge.errors import BundleError, DependencyError, OutputError
 from himix_edge.files import sha256_of, sole_writer, whole_file
 from himix_edge.remedies import output_errors
@@ -115,7 +116,8 @@ def demo_bundle(progress: Progress) -> Path:
 
 def _is_whole(bundle: Path) -> bool:
     try:
-        Manifest.read(bundle).check_files(bundle)
+        with BundleFiles.open(bundle) as files:
+            files.check()
     except BundleError:
         return False
     return True

@@ -1,6 +1,7 @@
 """The `himix-edge` commands. Each is thin: what it does lives in the package it calls.
 
 Here: bundles, made, looked into and asked. In `cli_device.py`: engines and devices.
+In `cli_trust.py`: signatures, and engines from elsewhere.
 In `cli_lab.py`: models, trained, judged and reckoned. In `cli_convert.py`: models of another kind,
 made into ours. In `cli_bench.py`: bundles, timed. In `cli_options.py`: what they share.
 """
@@ -9,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -31,11 +31,9 @@ from himix_edge.cli_options import (
     output_option,
     refuse_beside,
 )
-from himix_edge.console import print_json, run_command
+from himix_edge.cli_trust import trust_app
+from himix_edge.console import print_json, printable, run_command
 from himix_edge.errors import missing_package
-
-if TYPE_CHECKING:
-    from himix_edge.contract import FileRecord
 
 app = Commands(
     help="HiMix vision-language models from PyTorch to the device.",
@@ -46,6 +44,7 @@ app = Commands(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(device)
+app.add_typer(trust_app)
 app.add_typer(convert_app)
 app.add_typer(lab)
 app.add_typer(bench_app)
@@ -128,6 +127,9 @@ def run(
         bool, typer.Option("--auto-build", help="Build TensorRT engines where none fits.")
     ] = False,
     threads: Threads = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Run only what this key has signed: a PEM file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask about a picture."""
@@ -155,6 +157,7 @@ def run(
             device=device,
             threads=threads,
             auto_build=auto_build,
+            public_key=public_key,
             report=lambda name, done, said: bars.update(name, round(100 * done), 100, said),
         )
     print_answer(model, picture, prompt, options, as_json=as_json, resize=resize, system=system)
@@ -227,6 +230,7 @@ def export(
 ) -> None:
     """Make a bundle of a checkpoint: ONNX graphs, verified against the model, and all they need."""
     from himix_edge import bundles, progress, targets
+    from himix_edge.bundle.summary import megabytes
     from himix_edge.export.bundle import export_bundle
     from himix_edge.models.pairs import chosen_checkpoint
     from himix_edge.models.stated_ids import without_end
@@ -254,7 +258,7 @@ def export(
         print_json({"bundle": str(folder), **dataclasses.asdict(exported)})
         return
     manifest, made, checked = exported.manifest, exported.making, exported.checking
-    print(f"{folder}: {_megabytes(manifest.files)}, equal to the model in PyTorch.")
+    print(f"{folder}: {megabytes(manifest.files)}, equal to the model in PyTorch.")
     print(f"made in {made.seconds:.0f} s and {made.peak_bytes / 1e6:,.0f} MB of memory, ", end="")
     print(f"checked in {checked.seconds:.0f} s and {checked.peak_bytes / 1e6:,.0f} MB.")
     if ranges := manifest.ranges:
@@ -323,6 +327,7 @@ def quantize(
 ) -> None:
     """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
     from himix_edge import bundles, evaluation, progress
+    from himix_edge.bundle.summary import megabytes
     from himix_edge.contract import Manifest
     from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
     from himix_edge.export.recipes import WeightChoice
@@ -341,9 +346,10 @@ def quantize(
     if as_json:
         print_json({"bundle": str(output), **dataclasses.asdict(manifest)})
         return
-    before = _megabytes(Manifest.read(bundle).files)
-    print(f"{output}: {_megabytes(manifest.files)}, before {before}; {manifest.quantization}.")
-    print(cost_table(manifest.quantization))
+    before = megabytes(Manifest.read(bundle).files)
+    size = megabytes(manifest.files)
+    print(printable(f"{output}: {size}, before {before}; {manifest.quantization}."))
+    print(printable(cost_table(manifest.quantization)))
 
 
 @app.command()
@@ -352,34 +358,18 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Check a bundle, file by file, and say what it is."""
-    from himix_edge.contract import Manifest
+    from himix_edge.bundle.files import BundleFiles
+    from himix_edge.bundle.summary import summary_of
+    from himix_edge.engines.listing import engine_states
     from himix_edge.files import put_back
 
     put_back(bundle)
-    manifest = Manifest.read(bundle)
-    manifest.check_files(bundle)
-    if as_json:
-        print_json(dataclasses.asdict(manifest))
-        return
-    config, decoder = manifest.config, manifest.config.decoder
-    print(f"{manifest.name}: {_megabytes(manifest.files)}, every file as exported")
-    if manifest.notice:
-        print(manifest.notice)
-    slots = f", a cache of {manifest.cache_slots} slots" if manifest.cache_slots else ""
-    print(f"dialect     {manifest.dialect}, {manifest.dtype}{slots}")
-    if manifest.quantization:
-        print(f"quantized   {manifest.quantization}")
-    print(f"design      {config.design}")
-    print(
-        f"image       {config.vision.image_size} px, {config.vision.num_image_tokens} tokens"
-        f", by {config.preprocess.resize}"
-    )
-    print(f"decoder     {decoder.num_hidden_layers} layers, {decoder.hidden_size} wide")
-    print(f"context     {config.max_text_tokens} text tokens")
-    print("made with   " + ", ".join(f"{tool} {v}" for tool, v in manifest.tools.items()))
-    for name, record in manifest.files.items():
-        print(f"  {record.sha256[:12]}  {record.size:>12,}  {name}")
-
-
-def _megabytes(files: Mapping[str, FileRecord]) -> str:
-    return f"{sum(record.size for record in files.values()) / 1e6:.1f} MB"
+    with BundleFiles.open(bundle) as files:
+        files.check()
+        engines = engine_states(bundle, files.manifest)
+        if as_json:
+            listed = [engine.to_dict() for engine in engines]
+            print_json({**dataclasses.asdict(files.manifest), "engines": listed})
+            return
+        lines = [*summary_of(files), *(f"engines     {one.folder}: {one}" for one in engines)]
+        print(printable("\n".join(lines)))

@@ -19,6 +19,15 @@ ResizeMode = Literal["squash", "crop", "pad"]
 VisionFamily = Literal["clip", "siglip"]
 KeyRotation = Literal["none", "slots"]
 
+# No model comes near these. What a config claims is held against them before anything is made of
+# that size: it may be a stranger's.
+MAX_LAYERS = 1_000
+MAX_WIDTH = 1 << 20
+MAX_VOCABULARY = 1 << 24
+MAX_POSITIONS = 1 << 30
+MAX_IMAGE_SIZE = 1 << 14  # pixels of an edge
+MAX_IMAGE_SLOTS = 1 << 17
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
@@ -39,7 +48,7 @@ class PreprocessConfig:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        _positive(self, "image_size")
+        _within(self, MAX_IMAGE_SIZE, "image_size")
         if not all(0 < value < math.inf for value in self.image_std):
             raise ConfigError(
                 "image_std is invalid", expected="positive numbers", found=shown(self.image_std)
@@ -73,7 +82,10 @@ class VisionConfig:
     skipped_patches: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "intermediate_size", "num_hidden_layers", "layer_norm_eps", "patch_size")
+        _within(self, MAX_LAYERS, "num_hidden_layers")
+        _within(self, MAX_WIDTH, "hidden_size", "intermediate_size")
+        _within(self, MAX_IMAGE_SIZE, "image_size", "patch_size")
+        _within(self, math.inf, "layer_norm_eps")
         if self.image_size < self.patch_size:
             raise ConfigError(
                 "image_size is invalid",
@@ -129,7 +141,7 @@ class RopeScaling:
     original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        _positive(self, "factor", "low_freq_factor", "original_max_position_embeddings")
+        _within(self, math.inf, "factor", "low_freq_factor", "original_max_position_embeddings")
         if not self.low_freq_factor < self.high_freq_factor < math.inf:
             raise ConfigError(
                 "high_freq_factor is invalid",
@@ -166,8 +178,12 @@ class DecoderConfig:
     suppressed_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-        _positive(self, "max_position_embeddings", "rms_norm_eps", "rope_theta")
+        _within(self, MAX_LAYERS, "num_hidden_layers")
+        _within(self, MAX_WIDTH, "hidden_size", "intermediate_size", "head_dim")
+        _within(self, MAX_WIDTH, "num_attention_heads", "num_key_value_heads")
+        _within(self, MAX_VOCABULARY, "vocab_size")
+        _within(self, MAX_POSITIONS, "max_position_embeddings")
+        _within(self, math.inf, "rms_norm_eps", "rope_theta")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         _divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)
         _divides("head_dim", self.head_dim, "a rotary pair", 2)
@@ -206,7 +222,7 @@ class ProjectionConfig:
 
     def __post_init__(self) -> None:
         if self.connector_size is not None:
-            _positive(self, "connector_size")
+            _within(self, MAX_WIDTH, "connector_size")
 
     def input_size(self, feature_size: int) -> int:
         """The width of what the maps are applied to, from that of X_v."""
@@ -239,9 +255,17 @@ class HiMixConfig:
     prefix_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.prefix_tokens < 0:
+        if not 0 <= self.prefix_tokens <= MAX_IMAGE_SLOTS:
             raise ConfigError(
-                "prefix_tokens is invalid", expected="0 or more", found=str(self.prefix_tokens)
+                "prefix_tokens is invalid",
+                expected=f"0 to {MAX_IMAGE_SLOTS}",
+                found=shown(self.prefix_tokens),
+            )
+        if self.vision.num_image_tokens > MAX_IMAGE_SLOTS:
+            raise ConfigError(
+                "image_size and patch_size are invalid",
+                expected=f"at most {MAX_IMAGE_SLOTS} patches",
+                found=str(self.vision.num_image_tokens),
             )
         converted = (self.projection, self.vision_key_rotation, self.prefix_tokens)
         if self.design != "himix" and converted != (ProjectionConfig(), "none", 0):
@@ -297,10 +321,13 @@ class HiMixConfig:
         return dataclass_from_dict(cls, data)
 
 
-def _positive(config: object, *names: str) -> None:
+def _within(config: object, most: float, *names: str) -> None:
+    """Positive, finite, and at most so much."""
     for name in names:
-        if not 0 < (value := getattr(config, name)) < math.inf:
-            raise ConfigError(f"{name} is invalid", expected="a positive number", found=str(value))
+        value = getattr(config, name)
+        if not 0 < value <= most or value == math.inf:
+            expected = "a positive number" if most == math.inf else f"1 to {most}"
+            raise ConfigError(f"{name} is invalid", expected=expected, found=shown(value))
 
 
 def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,9 @@ class _Ended(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 
 
 def run_command(command: Callable[[], int], *, debug: bool = False) -> int:
@@ -103,6 +107,18 @@ def prepare_streams() -> None:
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def printable(text: str) -> str:
+    """A stranger's text without what would command the terminal: controls show as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    # Emoji are joined by a format character, and some scripts need them: only the controls, and
+    # what turns the direction of a line, can deceive.
+    harmless = unicodedata.category(character) in ("Cf", "Zs") and character not in _TURNING
+    return character if harmless else ascii(character)[1:-1]
 
 
 def print_json(data: Any) -> None:

@@ -34,8 +34,10 @@ ONNX Runtime GenAI. What vision calls present, the decoder's first step calls pa
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +45,8 @@ from typing import Any, Literal
 from himix_edge.config import HiMixConfig
 from himix_edge.errors import BundleError, ConfigError
 from himix_edge.files import sha256_of
-from himix_edge.plain import dataclass_from_dict
+from himix_edge.plain import dataclass_from_dict, shown
+from himix_edge.regular_files import read_regular
 
 PIXEL_VALUES = "pixel_values"
 INPUT_IDS = "input_ids"
@@ -55,14 +58,24 @@ LOGITS = "logits"
 SUPPRESSED_LOGIT = -60_000.0
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # of the manifest's bytes; see `bundle/signature.py`
 VISION_GRAPH = "vision.onnx"
 DECODER_GRAPH = "decoder.onnx"
 PREFILL_GRAPH = "prefill.onnx"  # see above; few bundles have one
+WEIGHTS_SUFFIX = ".data"  # vision.onnx keeps its weights in vision.onnx.data
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor.json"
 MODEL_CARD = "README.md"
 ENGINES = "engines"  # a folder of what was built of the graphs; the manifest knows nothing of it
+
+ALWAYS_THERE = (VISION_GRAPH, DECODER_GRAPH, TOKENIZER, CHAT_TEMPLATE)
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # stays in its folder, on any system
+MAX_MANIFEST = 4 << 20  # bytes; the largest of ours, of a converted pair, has some 60 kB
+MAX_FILES, MAX_FILE_SIZE = 100, 1 << 40  # bytes
+MAX_NAME, MAX_NOTICE = 200, 4_000  # characters
+MAX_SLOTS = 1 << 24
+COPY_AGAIN = "copy the bundle again, or export it again with: himix-edge export"
 
 SCHEMA_VERSION = 4
 # Operators that every runtime has; ONNX's own attention over a cache of fixed size, for TensorRT
@@ -173,7 +186,7 @@ class Manifest:
         dialect: the family of runtimes that the decoder graph is for.
         dtype: of the cache, and of the weights that are not quantized; `pixel_values` and `logits`
             are always float32.
-        files: every other file of the bundle, by its path within it.
+        files: every other file of the bundle, by its name: a plain one, no path.
         tools: the versions of the packages that made it.
         parity: how close the graphs came to the model: figures by name.
         quantization: None where the weights are as exported.
@@ -208,53 +221,88 @@ class Manifest:
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
-        """Reads the manifest of a bundle folder; `check_files` then checks the rest of it.
+        """Reads the manifest of a bundle folder; `BundleFiles` reads the other files.
 
         Raises:
             BundleError: no bundle there, a corrupt manifest, or one of another schema version.
         """
+        return cls.from_bytes(manifest_bytes(bundle), bundle)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, bundle: Path) -> Manifest:
+        """Parses the bytes of a manifest, which may have been checked against a signature.
+
+        Args:
+            bundle: where they are from, for the errors.
+
+        Raises:
+            BundleError: a corrupt manifest, or one of another schema version.
+        """
         path = bundle / MANIFEST
-        if not path.is_file():
-            raise BundleError(
-                f"{bundle} is not a bundle",
-                expected=f"a folder with a {MANIFEST}",
-                found="none" if bundle.is_dir() else "no such folder",
-                fix="make one with: himix-edge export --output FOLDER",
-            )
         try:
-            body = json.loads(path.read_bytes())
+            body = json.loads(data)
             seal = body.pop("seal")
             version = body["schema_version"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _corrupt(path, "sealed JSON", f"{type(error).__name__}: {error}") from error
+            raise corrupt(path, "sealed JSON", f"{type(error).__name__}: {error}") from error
         if _seal(body) != seal:
-            raise _corrupt(path, f"content with the seal {str(seal)[:12]}", _seal(body)[:12])
+            raise corrupt(path, f"content with the seal {str(seal)[:12]}", _seal(body)[:12])
         if version != SCHEMA_VERSION:
             raise BundleError(
-                f"{bundle} was made by another version of himix-edge",
+                f"{path.parent} was made by another version of himix-edge",
                 expected=f"manifest schema {SCHEMA_VERSION}",
-                found=str(version),
+                found=shown(version),
                 fix="export it again with this version",
             )
         try:
-            return dataclass_from_dict(cls, body)
+            manifest = dataclass_from_dict(cls, body)
         except ConfigError as error:
-            raise _corrupt(path, "this version's fields", str(error)) from error
+            raise corrupt(path, "this version's fields", str(error)) from error
+        manifest._require_bounds(path)
+        return manifest
 
-    def check_files(self, bundle: Path) -> None:
-        """Compares every file of the bundle with its record.
-
-        Raises:
-            BundleError: a file that is missing or differs.
-        """
+    def _require_bounds(self, path: Path) -> None:
+        if len(self.name) > MAX_NAME or len(self.notice) > MAX_NOTICE:
+            raise corrupt(
+                path,
+                f"a name of {MAX_NAME} and a notice of {MAX_NOTICE} characters at most",
+                f"{len(self.name)} and {len(self.notice)}",
+            )
+        slots, least = self.cache_slots, self.config.image_slots
+        if slots is not None and not least < slots <= MAX_SLOTS:
+            raise corrupt(path, f"{least + 1} to {MAX_SLOTS} cache_slots", shown(slots))
+        if missing := [name for name in ALWAYS_THERE if name not in self.files]:
+            raise corrupt(path, "a record of each file", f"none of {', '.join(missing)}")
+        if len(self.files) > MAX_FILES:
+            raise corrupt(path, f"at most {MAX_FILES} files", str(len(self.files)))
         for name, record in self.files.items():
-            path = bundle / name
-            if not path.is_file():
-                raise _corrupt(path, f"{record.size} bytes", "no such file")
-            if (size := path.stat().st_size) != record.size:
-                raise _corrupt(path, f"{record.size} bytes", f"{size} bytes")
-            if (digest := sha256_of(path)) != record.sha256:
-                raise _corrupt(path, f"sha256 {record.sha256[:12]}", digest[:12])
+            if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+                raise corrupt(path, "names of files in the bundle's own folder", shown(name))
+            if not 0 <= record.size <= MAX_FILE_SIZE:
+                raise corrupt(path, "sizes in bytes", f"{shown(record.size)} for {name}")
+
+
+def manifest_bytes(bundle: Path) -> bytes:
+    """The bytes of a bundle's manifest.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that is no regular file, or too large.
+    """
+    path = bundle / MANIFEST
+    try:
+        data = read_regular(path, MAX_MANIFEST + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{bundle} is not a bundle",
+            expected=f"a folder with a {MANIFEST}",
+            found="none" if bundle.is_dir() else "no such folder",
+            fix="make one with: himix-edge export --output FOLDER",
+        ) from error
+    except OSError as error:
+        raise unreadable(path, "a file that can be read", error) from error
+    if len(data) > MAX_MANIFEST:
+        raise corrupt(path, f"at most {MAX_MANIFEST} bytes", "more")
+    return data
 
 
 def _seal(body: dict[str, Any]) -> str:
@@ -271,10 +319,19 @@ def sealed_files(folder: Path) -> set[str] | None:
         return None
 
 
-def _corrupt(path: Path, expected: str, found: str) -> BundleError:
-    return BundleError(
-        f"{path} is corrupt",
-        expected=expected,
-        found=found,
-        fix="copy the bundle again, or export it again with: himix-edge export",
-    )
+def corrupt(path: Path, expected: str, found: str) -> BundleError:
+    """The error for a file of a bundle that is not what it should be."""
+    return BundleError(f"{path} is corrupt", expected=expected, found=found, fix=COPY_AGAIN)
+
+
+def unreadable(path: Path, expected: str, error: OSError) -> BundleError:
+    """The error for a file of a bundle that can't be opened."""
+    if error.errno in (errno.ELOOP, errno.EMLINK):
+        return BundleError(
+            f"{path} can't be used",
+            expected="a file of the bundle's own",
+            found="a link",
+            fix=f"copy the bundle without links: cp -RL --no-preserve=links {path.parent} COPY",
+        )
+    missing = error.errno == errno.ENOENT
+    return corrupt(path, expected, "no such file" if missing else error.strerror or str(error))

@@ -118,6 +118,7 @@ _EXTRAS = {
         ),
         "'himix-edge[export]'",
     ),
+    "cryptography": "'himix-edge[sign]'",
     "matplotlib": "'himix-edge[plot]'",
     "onnxruntime": "'himix-edge[cpu]'",
 }

@@ -28,7 +28,7 @@ from pathlib import Path
 from himix_edge.claims import NEW, PARTIAL, PREFIX, claim, clear, holder_name
 from himix_edge.errors import OutputError
 from himix_edge.remedies import output_errors
-from himix_edge.replacing import entries, fill, recover, take_place
+from himix_edge.replacing import entries, fill, recover, sync, sync_all, take_place
 
 PNG = b"\x89PNG"  # how such a file begins
 _IS_A_FOLDER = (errno.EISDIR, os.strerror(errno.EISDIR))
@@ -77,7 +77,7 @@ def whole_file(path: Path, *, begins: bytes | None = None) -> Iterator[Path]:
             temporary = holder / NEW / target.name
             temporary.parent.mkdir()
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             _require_file(target, begins)
             temporary.replace(target)
 
@@ -112,7 +112,7 @@ def whole_folder(
             temporary = holder / NEW / (target.name or NEW)
             temporary.mkdir(parents=True)
             yield temporary
-            _sync_all(temporary)
+            sync_all(temporary)
             if filled:
                 check(target)
                 fill(target, temporary, keep, last)
@@ -357,24 +357,3 @@ def _made(folder: Path) -> Iterator[None]:
             for parent in missing:
                 parent.rmdir()
         raise
-
-
-def _sync_all(folder: Path) -> None:
-    """Has all that a folder holds on the disk, so that a power cut can't empty what has a name."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(place) / name)
-        _sync(Path(place))
-
-
-def _sync(path: Path) -> None:
-    if path.is_symlink() or not (path.is_file() or path.is_dir()):
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # not known there
-            raise
-    finally:
-        os.close(descriptor)

@@ -88,6 +88,28 @@ def _require_free(place: Path, stored: Path) -> None:
         )
 
 
+def sync_all(folder: Path) -> None:
+    """Has all that a folder holds on the disk, so that a power cut can't empty what has a name."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place) / name)
+        sync(Path(place))
+
+
+def sync(path: Path) -> None:
+    """Has one file on the disk."""
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):  # not known there
+            raise
+    finally:
+        os.close(descriptor)
+
+
 # Exchanging.
 
 
@@ -106,18 +128,18 @@ def take_place(
     """
     holder = new.parent.parent
     for _ in range(_ATTEMPTS):
-        linked = False
+        copied = False
         try:
             if not target.exists():
                 new.rename(target)  # to an empty folder too; not to a full one
                 return
             check(target)
             shutil.copymode(target, new)
-            linked = bool(keep) and _linked(target, new, keep or "")
+            copied = bool(keep) and _copied(target, new, keep or "")
             _exchange(target, new, holder, check)
             return
         except OSError as error:
-            if linked:
+            if copied:
                 _remove(new / (keep or ""))
             if error.errno in _IMMOVABLE:
                 fill(target, new, keep, last)
@@ -127,11 +149,13 @@ def take_place(
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
-def _linked(target: Path, new: Path, keep: str) -> bool:
+def _copied(target: Path, new: Path, keep: str) -> bool:
     """Gives the new folder what it keeps of the old one, which stays whole until it is replaced.
 
+    A copy, not a link: readers refuse a file that has two names.
+
     Raises:
-        OSError: another writer has replaced the old one meanwhile, or the file system can't link.
+        OSError: another writer has replaced the old one meanwhile, or there is no room.
     """
     if not (target / keep).is_dir() or os.path.lexists(new / keep):
         return False
@@ -141,16 +165,17 @@ def _linked(target: Path, new: Path, keep: str) -> bool:
     before, failure = _identity(target), None
     partial = shutil.ignore_patterns(f".*{PARTIAL}")
     try:
-        shutil.copytree(
-            target / keep, new / keep, symlinks=True, copy_function=os.link, ignore=partial
-        )
-    except (OSError, shutil.Error) as error:
+        shutil.copytree(target / keep, new / keep, symlinks=True, ignore=partial)
+        sync_all(new / keep)
+    except shutil.Error as error:  # of several files
+        failure = OSError(errno.EIO, str(error.args[0][0][2]))
+    except OSError as error:
         failure = error
-    replaced = _identity(target) != before
-    if failure or replaced:
+    if _identity(target) != before:
+        failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if failure:
         shutil.rmtree(new / keep, ignore_errors=True)
-        why = errno.ENOENT if replaced else errno.EXDEV
-        raise OSError(why, os.strerror(why)) from failure
+        raise failure
     return True
 
 

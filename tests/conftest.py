@@ -36,6 +36,14 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines that tests build are trusted by a key of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIMIX_EDGE_CONFIG", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _collect_garbage_seldom() -> None:
     """Tracing makes millions of objects, and each collection would look through all of torch's."""
     gc.freeze()

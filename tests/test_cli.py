@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from himix_edge import __version__, bundles, cli
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import Manifest
 from himix_edge.errors import ImageError
 from himix_edge.export.bundle import CHECKS
@@ -227,7 +228,7 @@ def test_export_makes_the_bundle_that_run_then_takes(  # type: ignore[no-untyped
     assert shown
     assert all(50 < float(peak.replace(",", "")) < 20_000 for peak in shown.groups())
     assert done.err == ""  # no terminal, no progress bar
-    Manifest.read(folder).check_files(folder)
+    BundleFiles.open(folder).check()
     assert bundles.last_export() == folder
     assert himix("run", picture, "describe", "--max-tokens", 2).code == 0
 

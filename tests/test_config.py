@@ -199,20 +199,27 @@ def test_defaults_may_be_left_out() -> None:
         ("preprocess.resize", ["crop"], "preprocess.resize can't be ['crop']. Fix: "
          "did you mean 'crop'?"),
         # impossible
+        ("vision.image_size", 16385, "image_size is invalid: expected 1 to 16384, found 16385"),
+        ("decoder.num_hidden_layers", 10**7, "num_hidden_layers is invalid: "
+         "expected 1 to 1000, found 10000000"),
+        ("decoder.hidden_size", 10**30, "hidden_size is invalid: "
+         f"expected 1 to 1048576, found {10**30}"),
+        ("prefix_tokens", 10**9, "prefix_tokens is invalid: "
+         "expected 0 to 131072, found 1000000000"),
         ("vision.patch_size", 113, "image_size is invalid: "
          "expected at least patch_size (113), found 112"),
-        ("vision.patch_size", 0, "patch_size is invalid: expected a positive number, found 0"),
+        ("vision.patch_size", 0, "patch_size is invalid: expected 1 to 16384, found 0"),
         ("vision.num_attention_heads", 5, "hidden_size is invalid: "
          "expected a positive multiple of num_attention_heads (5), found 96"),
         ("vision.feature_layer", 0, "feature_layer is invalid: expected -4 to -1, found 0"),
         ("vision.feature_layer", -5, "feature_layer is invalid: expected -4 to -1, found -5"),
         ("vision.num_hidden_layers", 0, "num_hidden_layers is invalid: "
-         "expected a positive number, found 0"),
+         "expected 1 to 1000, found 0"),
         ("decoder.num_key_value_heads", 3, "num_attention_heads is invalid: "
          "expected a positive multiple of num_key_value_heads (3), found 4"),
         ("decoder.head_dim", 15, "head_dim is invalid: "
          "expected a positive multiple of a rotary pair (2), found 15"),
-        ("decoder.vocab_size", -1, "vocab_size is invalid: expected a positive number, found -1"),
+        ("decoder.vocab_size", -1, "vocab_size is invalid: expected 1 to 16777216, found -1"),
         ("decoder.eos_token_ids", [199, 200, -1], "eos_token_ids are off: "
          "expected ids below vocab_size (200), found [200, -1]"),
         ("decoder.rope_scaling", {**SCALING, "factor": 0}, "factor is invalid: "
@@ -238,10 +245,10 @@ def test_defaults_may_be_left_out() -> None:
         ("projection.neighbourhood", 2, "projection.neighbourhood can't be 2. Fix: "
          "use one of: 1, 3"),
         ("projection.connector_size", 0, "connector_size is invalid: "
-         "expected a positive number, found 0"),
+         "expected 1 to 1048576, found 0"),
         ("vision_key_rotation", "slot", "vision_key_rotation can't be 'slot'. Fix: "
          "did you mean 'slots'?"),
-        ("prefix_tokens", -1, "prefix_tokens is invalid: expected 0 or more, found -1"),
+        ("prefix_tokens", -1, "prefix_tokens is invalid: expected 0 to 131072, found -1"),
         ("preprocess.image_size", 224, "preprocess.image_size is invalid: "
          "expected the encoder's 112, found 224"),
         ("preprocess.image_std", [0.5, 0, 0.5], "image_std is invalid: "

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -25,7 +26,13 @@ from himix_edge.contract import (
 from himix_edge.errors import BundleError
 from tests.test_config import CONFIG
 
-FILES = {"vision.onnx": b"\x08\x0a" * 50, "tokenizer.json": b'{"model": {}}', "README.md": b""}
+FILES = {
+    "vision.onnx": b"\x08\x0a" * 50,
+    "decoder.onnx": b"\x08\x0b" * 20,
+    "tokenizer.json": b'{"model": {}}',
+    "chat_template.jinja": b"{{ messages }}",
+    "README.md": b"",
+}
 
 
 def manifest_of(files: dict[str, bytes]) -> Manifest:
@@ -72,7 +79,7 @@ def test_names_are_those_of_onnxruntime_genai() -> None:
 def test_a_manifest_comes_back(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert manifest == manifest_of(FILES)
-    manifest.check_files(bundle)
+    BundleFiles(bundle, manifest).check()
 
 
 json_values = st.recursive(
@@ -190,7 +197,7 @@ def test_a_folder_without_a_manifest_and_no_folder_at_all(tmp_path: Path) -> Non
 def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError) as error:
-        Manifest.read(bundle).check_files(bundle)
+        BundleFiles.open(bundle).check()
     expected = f"{bundle / name} is corrupt: expected {len(FILES[name])} bytes, found no such file"
     assert str(error.value).startswith(expected)
 
@@ -200,7 +207,7 @@ def test_a_file_of_another_size_is_named(bundle: Path, name: str) -> None:
     size = len(FILES[name])
     (bundle / name).write_bytes(FILES[name] + b"\n")
     with pytest.raises(BundleError) as error:
-        Manifest.read(bundle).check_files(bundle)
+        BundleFiles.open(bundle).check()
     expected = f"{bundle / name} is corrupt: expected {size} bytes, found {size + 1} bytes"
     assert str(error.value).startswith(expected)
 
@@ -212,7 +219,7 @@ def test_a_flipped_bit_in_a_file_is_named(bundle: Path, name: str) -> None:
         flipped = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         (bundle / name).write_bytes(flipped)
         with pytest.raises(BundleError) as error:
-            manifest.check_files(bundle)
+            BundleFiles(bundle, manifest).check()
         expected, found = hashlib.sha256(data).hexdigest(), hashlib.sha256(flipped).hexdigest()
         assert str(error.value).startswith(
             f"{bundle / name} is corrupt: expected sha256 {expected[:12]}, found {found[:12]}"

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(himix_edge.__file__).parent
 COMMANDS = (
     *("run", "export", "quantize", "info", "build", "plan", "doctor", "convert", "train", "eval"),
-    *("scene", "flops", "models", "bench"),
+    *("scene", "flops", "models", "bench", "sign", "verify", "trust"),
 )
 NEED_MORE = {  # than a device has
     "export": ["export"],

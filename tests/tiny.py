@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.config import (
     DecoderConfig,
     Design,
@@ -17,6 +18,7 @@ from himix_edge.config import (
     VisionConfig,
     VisionFamily,
 )
+from himix_edge.contract import MANIFEST, FileRecord, Manifest
 from himix_edge.models.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from himix_edge.models.himix import HiMix
 from tests.models.reference import randomized
@@ -96,3 +98,10 @@ def tiny_checkpoint(folder: Path, config: HiMixConfig, **changes: str) -> Checkp
     }
     save_checkpoint(folder, tiny_model(config), **{**texts, **changes})
     return read_checkpoint(folder)
+
+
+def opened(folder: Path, manifest: Manifest) -> BundleFiles:
+    """All that a folder holds, as a bundle of this manifest."""
+    paths = (path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    files = {path.name: FileRecord.of(path) for path in paths}
+    return BundleFiles(folder, dataclasses.replace(manifest, files=files))

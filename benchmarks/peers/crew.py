@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contestants import HERE, Contestant
+from himix_edge import telemetry
 
 THREADS = 2
 IMPORTED = str(HERE.parents[1])  # where a contestant that is run by this Python finds himix_edge
@@ -44,7 +45,7 @@ class Worker:
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / (contestant.name.replace("/", "-").replace(" ", "-") + ".log")
         command = [contestant.python(environments), str(HERE / "worker.py")]
-        variables = {"OMP_NUM_THREADS": str(THREADS)}
+        variables = {"OMP_NUM_THREADS": str(THREADS), telemetry.ONNX_RUNTIME: "1"}
         variables["PYTHONPATH"] = "" if contestant.environment else IMPORTED
         with self.log.open("w") as log:
             try:

@@ -31,7 +31,8 @@ import onnx_ir
 from PIL import Image
 
 from himix_edge import cli
-from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Manifest
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH
 from himix_edge.convert.pipeline import STATE
 from himix_edge.errors import HimixError
 from himix_edge.export import bundle
@@ -152,7 +153,8 @@ def is_whole(command: Command, place: Path) -> bool:
     """Whether the output is there and verifies, with its engines if it is a bundle."""
     try:
         if command.is_bundle:
-            Manifest.read(place).check_files(place)
+            with BundleFiles.open(place) as files:
+                files.check()
             return (place / ENGINE).read_text() == "built"
         read_checkpoint(place).check()
     except (HimixError, OSError) as error:

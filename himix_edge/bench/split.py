@@ -15,11 +15,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.claims import scratch_folder
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import PIXEL_VALUES, VISION_GRAPH
 from himix_edge.runtimes.base import FloatArray
-from himix_edge.runtimes.providers import CPU, import_onnxruntime, open_session
+from himix_edge.runtimes.providers import CPU, import_onnxruntime, open_graph
 
 Event = dict[str, Any]
 RUNS = 3
@@ -45,7 +46,8 @@ def projection_share(
         options.profile_file_prefix = str(folder / "vision")
         if threads is not None:
             options.intra_op_num_threads = threads
-        session = open_session(CPU, bundle / VISION_GRAPH, options)
+        with BundleFiles.open(bundle, verify=False) as files:
+            session = open_graph(CPU, files, VISION_GRAPH, options)
         inputs = [node.name for node in session.get_inputs()]
         if inputs == [PIXEL_VALUES]:
             for _ in range(1 + RUNS):  # the first one plans

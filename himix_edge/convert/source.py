@@ -32,13 +32,13 @@ def teacher_from_folder(source: str | Path) -> TeacherSource:
 
     Args:
         source: a folder of one of the families in `READERS`, or a checkpoint of our own of the
-            design "vanilla"; or a repository of the Hugging Face hub.
+            design "vanilla"; or a repository of the Hugging Face hub, which may be downloaded.
 
     Raises:
         CheckpointError: none of these; a part that we don't have; files that are missing or
             corrupt; prompts that can't be cut at the image.
     """
-    folder = folder_from_source(str(source))
+    folder = folder_from_source(str(source), fetch=True)
     refuse_other_kinds(folder)
     data = json_object(folder / CONFIG)
     kind = data.get("model_type")

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from himix_edge.contract import Manifest
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.graphs import read_graph
 from himix_edge.engines import rtx, trt
+from himix_edge.engines.key import EngineKey, timing_cache_name
 from himix_edge.engines.memory import require_memory, workspace_bytes
+from himix_edge.engines.opened import Engines
 from himix_edge.engines.plan import TENSORRT, BuildPlan, GraphPlan
 from himix_edge.engines.progress import BuildProgress, Report, run_cancellable
-from himix_edge.engines.store import (
-    EngineKey,
-    Engines,
-    engines_folder,
-    timing_cache_path,
-    whole_engines,
-)
+from himix_edge.engines.store import refuse_linked_folders, seal_engines, whole_engines
+from himix_edge.engines.trust import keep_timings, kept_timings
+from himix_edge.engines.user_key import make_user_key
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ def build_engines(
 ) -> Built:
     """Builds the engines of a plan and puts them into the bundle, in the place of older ones.
 
+    They are whole first, and then sealed as this user's: what a kill leaves between the two is not
+    loaded, and the next build replaces it.
+
     Args:
         force: try it also where the memory is too small by estimate.
         report: called from other threads, with how far the building of a part has come.
@@ -51,15 +53,21 @@ def build_engines(
     Raises:
         DependencyError: no engine library.
         BundleError: a graph that isn't as exported.
-        EngineError: no GPU, too little memory, or the library refuses a graph.
-        OutputError: the bundle can't be written, or the disk is full.
+        EngineError: no GPU, too little memory, or the library refuses a graph; engines that are a
+            link; or this user's key can't be relied on.
+        OutputError: the bundle or the key can't be written, or the disk is full.
         KeyboardInterrupt: Ctrl-C. In each of these cases the bundle keeps the engines it had.
     """
     key = plan.ready_key()
-    Manifest.read(plan.bundle).check_files(plan.bundle)  # the key is of these very files
+    files = BundleFiles.open(plan.bundle)
+    files.check()  # the key is of these very files
+    for graph in plan.graphs:
+        read_graph(files, graph.graph)  # for what must not be in it
     if not force:
         largest = max(plan.graphs, key=lambda graph: graph.weight_bytes)
         require_memory(largest.graph, largest.weight_bytes, plan.gpu)
+    refuse_linked_folders(plan.bundle, key.device)
+    make_user_key()  # before the work, if it can't be had
     seconds = {}
     with whole_engines(plan.bundle, key) as folder:
         for graph in plan.graphs:
@@ -71,9 +79,10 @@ def build_engines(
                 sm = plan.target.removeprefix("rtx-")
                 source = plan.bundle / graph.graph
                 rtx.engine_from_onnx(source, folder / graph.engine, sm, graph.profiles)
+            files.require_unchanged()
             report(graph.graph, 1.0, "")
             seconds[graph.graph] = time.perf_counter() - begun
-    return Built(Engines(engines_folder(plan.bundle, key.device), key), seconds)
+    return Built(seal_engines(plan.bundle, key), seconds)
 
 
 def _build_with_tensorrt(
@@ -82,15 +91,17 @@ def _build_with_tensorrt(
     progress = BuildProgress(
         lambda phase, done, inner: report(f"{graph.graph}, {phase}", done, inner)
     )
-    run_cancellable(
+    timings = timing_cache_name(key.device)
+    measured = run_cancellable(
         lambda: trt.engine_from_onnx(
             plan.bundle / graph.graph,
             folder / graph.engine,
             graph.profiles,
             key,
-            timing_cache_path(plan.bundle, key.device),
+            kept_timings(plan.bundle, timings),
             workspace_bytes(graph.weight_bytes),
             progress,
         ),
         progress.cancel,
     )
+    keep_timings(plan.bundle, timings, measured)

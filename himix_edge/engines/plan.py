@@ -11,6 +11,13 @@ from typing import Any
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Manifest
 from himix_edge.engines import rtx
 from himix_edge.engines.gpu import Gpu, gpu_here
+from himix_edge.engines.key import (
+    EngineDevice,
+    EngineKey,
+    engine_key,
+    engine_name,
+    timing_cache_path,
+)
 from himix_edge.engines.memory import build_memory_bytes, weight_bytes, workspace_bytes
 from himix_edge.engines.profiles import (
     Profile,
@@ -19,13 +26,6 @@ from himix_edge.engines.profiles import (
     decoder_profiles,
     engine_sizes,
     vision_profile,
-)
-from himix_edge.engines.store import (
-    EngineDevice,
-    EngineKey,
-    engine_key,
-    engine_name,
-    timing_cache_path,
 )
 from himix_edge.engines.trt import engine_device
 from himix_edge.engines.trtexec import shown, trtexec_command

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt, cast
 
 from himix_edge.engines.gpu import Gpu
+from himix_edge.engines.key import EngineDevice, EngineKey
 from himix_edge.engines.profiles import Profile
 from himix_edge.engines.progress import BuildProgress
-from himix_edge.engines.store import EngineDevice, EngineKey
 from himix_edge.errors import DependencyError, EngineError
-from himix_edge.files import whole_file
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -69,10 +68,10 @@ def engine_from_onnx(
     target: Path,
     profiles: Sequence[Profile],
     key: EngineKey,
-    timing_cache: Path,
+    timings: bytes,
     workspace_bytes: int,
     progress: BuildProgress,
-) -> None:
+) -> bytes:
     """Builds an engine and writes it.
 
     Args:
@@ -80,14 +79,16 @@ def engine_from_onnx(
         target: the plan's file.
         profiles: in the order in which the runtime will number them.
         key: says whether it is to be version compatible, and stripped of its weights.
-        timing_cache: read if it is there and fits; written when the engine is.
+        timings: what earlier builds measured, where they fit; TensorRT parses them.
         workspace_bytes: how much memory the builder may use to try a kernel.
+
+    Returns:
+        the timings, with those of this build.
 
     Raises:
         EngineError: TensorRT can't parse the graph, or can't build it, with its own first error;
             or the build was called off.
-        OutputError: the timing cache can't be written.
-        OSError: the plan can't.
+        OSError: the plan can't be written.
     """
     import tensorrt as trt
 
@@ -106,7 +107,7 @@ def engine_from_onnx(
     config = _config(builder, profiles, key, workspace_bytes, graph)
     monitor = _monitor(progress)  # must live as long as the build: the config doesn't keep it
     config.progress_monitor = monitor
-    _attach_timing_cache(config, timing_cache)
+    _attach_timings(config, timings)
     errors.clear()  # those of a timing cache that doesn't fit: it is begun anew
     # The types that its bindings give say nothing of None, here and below.
     plan = cast("trt.IHostMemory | None", builder.build_serialized_network(network, config))
@@ -115,9 +116,7 @@ def engine_from_onnx(
             raise EngineError(f"the build of {graph} was called off")
         raise _refused(f"TensorRT {trt.__version__} can't build {graph}", errors)
     target.write_bytes(memoryview(cast("Any", plan)))
-    with whole_file(timing_cache) as temporary:
-        cache = config.get_timing_cache().serialize()
-        temporary.write_bytes(memoryview(cast("Any", cache)))
+    return bytes(memoryview(cast("Any", config.get_timing_cache().serialize())))
 
 
 def refit_engine(engine: trt.ICudaEngine, graph: Path) -> None:
@@ -162,10 +161,9 @@ def _config(
     return config
 
 
-def _attach_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """The one in the bundle, or an empty one where it is missing, corrupt or another GPU's."""
-    kept = path.read_bytes() if path.is_file() else b""
-    cache = cast("trt.ITimingCache | None", config.create_timing_cache(kept))
+def _attach_timings(config: trt.IBuilderConfig, timings: bytes) -> None:
+    """Those that were kept, or none where they are corrupt or another GPU's."""
+    cache = cast("trt.ITimingCache | None", config.create_timing_cache(timings))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 

@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.capi._pybind_state import (  # type: ignore[import-untyped]
-    quantize_matmul_4bits,
-    quantize_matmul_8bits,
-)
 
 from himix_edge.errors import ExportError
+from himix_edge.runtimes.providers import import_onnxruntime
+
+KERNELS = import_onnxruntime().capi._pybind_state
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -74,7 +73,7 @@ def rtn(matrix: Floats, bits: Bits, block_size: int) -> Blocks:
         ExportError: a weight that is not finite.
     """
     require_finite(matrix)
-    kernel = quantize_matmul_4bits if bits == 4 else quantize_matmul_8bits
+    kernel = KERNELS.quantize_matmul_4bits if bits == 4 else KERNELS.quantize_matmul_8bits
     rows, columns = matrix.shape
     blocks = -(-rows // block_size)
     packed = np.zeros((columns, blocks, block_size * bits // 8), np.uint8)

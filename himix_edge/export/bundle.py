@@ -23,6 +23,7 @@ from himix_edge.contract import (
     MODEL_CARD,
     PREPROCESSOR,
     SCHEMA_VERSION,
+    SIGNATURE,
     TOKENIZER,
     VISION_GRAPH,
     Dialect,
@@ -214,7 +215,7 @@ def _not_of_a_bundle(folder: Path) -> str | None:
         return f"it has no {MANIFEST} with a bundle's seal"
     for entry in sorted(entries(folder)):
         is_folder = entry.is_dir() and not entry.is_symlink()
-        if entry.name != ENGINES and (entry.name not in {MANIFEST, *files} or is_folder):
+        if entry.name != ENGINES and (entry.name not in {MANIFEST, SIGNATURE, *files} or is_folder):
             return f"{entry.name} in it is not the bundle's"
     return None
 

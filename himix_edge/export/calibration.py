@@ -9,13 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from himix_edge.errors import ExportError
 from himix_edge.export.blocks import Floats
 from himix_edge.export.products import Product
 from himix_edge.export.rewrites.residual import keep_every_token
+from himix_edge.runtimes.providers import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]  # a graph's inputs by name
 

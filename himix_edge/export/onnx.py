@@ -33,6 +33,7 @@ from himix_edge.contract import (
     LOGITS,
     PIXEL_VALUES,
     POSITION_IDS,
+    WEIGHTS_SUFFIX,
     Dtype,
     past_names,
     present_names,
@@ -44,7 +45,6 @@ from himix_edge.export.wide import NOTHING_WIDE, WideParts
 from himix_edge.models.himix import hollow_model
 from himix_edge.models.weights import Weight, Weights
 
-WEIGHTS_SUFFIX = ".data"  # vision.onnx keeps its weights in vision.onnx.data
 MAX_FOLDED_BYTES = 32 << 20  # of a constant that is worth computing beforehand
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,

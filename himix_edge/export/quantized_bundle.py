@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.graphs import read_graph
 from himix_edge.contract import (
+    CHAT_TEMPLATE,
     DECODER_GRAPH,
     ENGINES,
     LOGITS,
     MANIFEST,
     MODEL_CARD,
     PREFILL_GRAPH,
+    PREPROCESSOR,
+    TOKENIZER,
     VISION_GRAPH,
     FileRecord,
     Manifest,
@@ -35,7 +39,6 @@ from himix_edge.export.cost import (
     vision_cost,
 )
 from himix_edge.export.expected import QUESTIONS, Array
-from himix_edge.export.onnx import WEIGHTS_SUFFIX
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
@@ -89,24 +92,27 @@ def quantize_bundle(
         OutputError: a place that can't be written, or a folder there that is no bundle.
     """
     phases = Phases(progress)
-    manifest = Manifest.read(bundle)
+    files = BundleFiles.open(bundle)
+    manifest = files.manifest
     recipe = recipe_for(bundle, manifest, choice)
     refuse_overlap(output, bundle)
     refuse_foreign_folder(output, BUNDLE)
     least = sum(record.size for record in manifest.files.values()) // 8  # float32 in int4
     refuse_too_large(output, least)
-    manifest.check_files(bundle)
+    files.check()
+    for graph in (VISION_GRAPH, DECODER_GRAPH):
+        read_graph(files, graph)  # for what must not be in it
     with whole_folder(output, kind=BUNDLE, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
-        inputs = _inputs(bundle, manifest, calibration)
-        _copy_texts(bundle, folder, manifest)
+        inputs = _inputs(files, calibration)
+        _copy_texts(files, folder)
         cost: dict[str, Any] = {"images": len(inputs.cost), "prompts": len(inputs.prompts)}
         phases.begin("vision graph", 0.1)
         if recipe.vision:
             recipe.vision(bundle / VISION_GRAPH, folder / VISION_GRAPH)
             cost["vision"] = _vision_cost(bundle, folder, manifest, recipe, inputs)
         else:
-            _copy_graph(bundle, folder, VISION_GRAPH)
+            _copy_graph(files, folder, VISION_GRAPH)
         phases.begin("decoder graph", 0.2)
         calibration_inputs = _calibration(bundle, manifest, inputs) if recipe.calibrated else ()
         if recipe.decoder:
@@ -119,7 +125,7 @@ def quantize_bundle(
             exchanges = exchanges_from_graphs(bundle, manifest.config, inputs.cost, inputs.prompts)
             cost["decoder"] = _decoder_cost(bundle, folder, manifest, recipe, exchanges)
         else:
-            _copy_graph(bundle, folder, DECODER_GRAPH)
+            _copy_graph(files, folder, DECODER_GRAPH)
         if recipe.prefill:
             phases.begin("prefill graph", 0.6)
             recipe.prefill(
@@ -133,11 +139,13 @@ def quantize_bundle(
             )
         phases.begin("sealing", 0.8)
         quantized = _with_quantization(manifest, recipe, choice, cost)
-        sealed = _seal(folder, quantized, bundle)
+        sealed = _seal(folder, quantized, files)
         if judge and (accuracy := judge(folder)):
             phases.begin("judging", 0.85)
             cost["accuracy"] = {"quantized": accuracy, "before": judge(bundle)}
-            sealed = _seal(folder, quantized, bundle)
+            sealed = _seal(folder, quantized, files)
+        files.require_unchanged()  # while its graphs were opened by their paths
+        files.close()
     phases.finish()
     return sealed
 
@@ -222,8 +230,8 @@ def cost_table(quantization: Quantization | None) -> str:
     return "\n".join(lines)
 
 
-def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
-    config, tokenizer = manifest.config.preprocess, Tokenizer.from_folder(bundle, manifest.chat)
+def _inputs(files: BundleFiles, folder: Path | None) -> Inputs:
+    config, tokenizer = files.manifest.config.preprocess, Tokenizer.from_bundle(files)
     questions: Sequence[str] = QUESTIONS
     if folder is None:
         rng = np.random.default_rng(1)
@@ -233,39 +241,41 @@ def _inputs(bundle: Path, manifest: Manifest, folder: Path | None) -> Inputs:
         ]
         calibration, cost = scenes[COST_SCENES:], scenes[:COST_SCENES]
     else:
-        files = picture_files(folder, at_least=2)
+        paths = picture_files(folder, at_least=2)
         questions = [asked.prompt for asked in Questions.read(folder, QUESTIONS).general]
-        every = list(pictures(files, config))
+        every = list(pictures(paths, config))
         calibration, cost = every[::2], every[1::2]
     history = tokenizer.chat.first
     return Inputs(calibration, cost, [tokenizer.encode_turn(history, words) for words in questions])
 
 
-def _copy_texts(bundle: Path, folder: Path, manifest: Manifest) -> None:
+def _copy_texts(files: BundleFiles, folder: Path) -> None:
     """All but the graphs, and the model card, which gets another section."""
-    for name in manifest.files:
-        if not name.startswith((VISION_GRAPH, DECODER_GRAPH, MODEL_CARD)):
-            shutil.copyfile(bundle / name, folder / name)
+    for name in (TOKENIZER, CHAT_TEMPLATE, PREPROCESSOR):
+        if name in files.manifest.files:
+            (folder / name).write_bytes(files.read(name))
 
 
-def _copy_graph(bundle: Path, folder: Path, name: str) -> None:
-    for file in (name, name + WEIGHTS_SUFFIX):
-        if (bundle / file).is_file():
-            shutil.copyfile(bundle / file, folder / file)
+def _copy_graph(files: BundleFiles, folder: Path, name: str) -> None:
+    model, weights = read_graph(files, name)
+    (folder / name).write_bytes(model)
+    for weights_name, data in weights.items():
+        (folder / weights_name).write_bytes(data)
 
 
-def _seal(folder: Path, manifest: Manifest, bundle: Path) -> Manifest:
+def _seal(folder: Path, manifest: Manifest, files: BundleFiles) -> Manifest:
     """Writes the model card, and the manifest last."""
-    card = (bundle / MODEL_CARD).read_text(encoding="utf-8").rstrip()
+    there = MODEL_CARD in files.manifest.files
+    card = files.read(MODEL_CARD).decode("utf-8", "replace").rstrip() if there else ""
     table = cost_table(manifest.quantization)
     note = (
         f"## Quantization\n\n{manifest.quantization}. "
         f"Against the bundle in {manifest.dtype}:\n\n```\n{table}\n```\n"
     )
     (folder / MODEL_CARD).write_text(f"{card}\n\n{note}", encoding="utf-8")
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    written = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     manifest = dataclasses.replace(
-        manifest, files={path.name: FileRecord.of(path) for path in files}
+        manifest, files={path.name: FileRecord.of(path) for path in written}
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

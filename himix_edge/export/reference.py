@@ -45,7 +45,7 @@ def tokenizer_from_texts(tokenizer_json: str, chat_template: str, chat: Chat) ->
     with scratch_folder() as folder:
         path = folder / TOKENIZER
         path.write_text(tokenizer_json, encoding="utf-8")
-        return Tokenizer(path, ChatTemplate(chat_template, chat))
+        return Tokenizer(path.read_bytes(), ChatTemplate(chat_template, chat), path)
 
 
 class TorchEngine:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
@@ -21,6 +20,9 @@ from himix_edge.contract import (
 )
 from himix_edge.errors import ExportError
 from himix_edge.export.expected import Array
+from himix_edge.runtimes.providers import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 # What the slots of a cache hold that nothing was written into: a graph that looks at them shows it.
 UNWRITTEN = 3.0

@@ -33,9 +33,10 @@ from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, Chat, File
 from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.files import Kind, refuse_foreign_folder, sha256_of, whole_folder
 from himix_edge.models.chat_files import ChatFiles, read_chat_files
+from himix_edge.models.checkpoint_files import plain_name, read_bytes
 from himix_edge.models.folder_kind import refuse_other_kinds
 from himix_edge.models.himix import HiMix, hollow_model, model_from_weights
-from himix_edge.models.hub import json_object
+from himix_edge.models.hub import json_object, provenance_of
 from himix_edge.models.huggingface import (
     DECODERS,
     ENCODERS,
@@ -132,7 +133,8 @@ def read_checkpoint(
 
     Args:
         encoder, decoder: where the weights that the folder lacks are, instead of what it says
-            itself: folders, or repositories of the Hugging Face hub.
+            itself: folders, or repositories of the Hugging Face hub. These may be downloaded; a
+            repository that the folder names must be in the hub's cache.
 
     Raises:
         CheckpointError: files that are missing (all of them) or damaged, a config that can't be
@@ -140,22 +142,28 @@ def read_checkpoint(
     """
     _refuse_hugging_face(folder)
     header = _header(folder)
+    fetch_encoder, fetch_decoder = encoder is not None, decoder is not None
     encoder, decoder = encoder or header.encoder, decoder or header.decoder
     texts = [MODEL_CARD] if decoder else [TOKENIZER, CHAT_TEMPLATE, MODEL_CARD]
     _require_files(folder, header, texts)
     weights: Weights = stored_weights(folder)
+    taken: list[str] = []  # from the hub
     lacking = hollow_model(header.config).state_dict().keys() - weights.keys()
     if encoder and any(name.startswith("vision.") for name in lacking):
-        place, layer = folder_from_source(encoder), header.config.vision.feature_layer
+        place = folder_from_source(encoder, fetch=fetch_encoder)
+        layer = header.config.vision.feature_layer
         weights = {**encoder_from_folder(place, layer).weights, **weights}
+        taken += [f"vision encoder: {found}"] if (found := provenance_of(place)) else []
     own_texts = (folder / TOKENIZER).is_file() and (folder / CHAT_TEMPLATE).is_file()
     if own_texts or not decoder:
         files = _chat_files(folder, header)
     else:
-        place, size = folder_from_source(decoder), header.config.decoder.vocab_size
-        files = read_chat_files(place, size)
+        place = folder_from_source(decoder, fetch=fetch_decoder)
+        files = read_chat_files(place, header.config.decoder.vocab_size)
     if decoder and any(name.startswith("decoder.") for name in lacking):
-        weights = {**decoder_from_folder(folder_from_source(decoder)).weights, **weights}
+        place = folder_from_source(decoder, fetch=fetch_decoder)
+        weights = {**decoder_from_folder(place).weights, **weights}
+        taken += [f"decoder: {found}"] if (found := provenance_of(place)) else []
     return Checkpoint(
         name=header.name,
         notice=header.notice,
@@ -163,10 +171,15 @@ def read_checkpoint(
         weights=weights,
         tokenizer_json=files.tokenizer_json,
         chat_template=files.chat_template,
-        model_card=(folder / MODEL_CARD).read_text(encoding="utf-8"),
+        model_card=(folder / MODEL_CARD).read_text(encoding="utf-8") + _from_hub(taken),
         files={folder / name: record for name, record in header.files.items()},
         chat=files.chat,
     )
+
+
+def _from_hub(taken: list[str]) -> str:
+    """The section of a model card that says which commits the weights are of."""
+    return "".join(["\n## From the hub\n\n", *(f"- {line}\n" for line in taken)]) if taken else ""
 
 
 def checkpoint_config(folder: Path) -> HiMixConfig | None:
@@ -293,11 +306,14 @@ def _header(folder: Path) -> _Header:
     if not (folder / CONFIG).is_file():
         raise _not_a_checkpoint(folder, [CONFIG, SINGLE_FILE, TOKENIZER, CHAT_TEMPLATE, MODEL_CARD])
     try:
-        return dataclass_from_dict(_Header, json.loads((folder / CONFIG).read_bytes()))
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        header = dataclass_from_dict(_Header, json.loads(read_bytes(folder / CONFIG)))
+    except (OSError, ValueError, ConfigError, RecursionError) as error:
         raise CheckpointError(
             f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
         ) from error
+    for name in header.files:
+        plain_name(folder / CONFIG, name)
+    return header
 
 
 def _refuse_hugging_face(folder: Path) -> None:

@@ -50,15 +50,18 @@ class Pair:
     def name(self) -> str:
         return "-".join(Path(part).resolve().name for part in (self.encoder, self.decoder))
 
-    def config(self) -> HiMixConfig:
+    def config(self, *, fetch: bool = False) -> HiMixConfig:
         """The pair as a HiMix model.
+
+        Args:
+            fetch: whether a repository that is not in the hub's cache may be downloaded.
 
         Raises:
             ConfigError: neither a preset, nor a folder, nor a repository.
             CheckpointError: a folder or repository that can't be had or used.
         """
-        vision, preprocess = _encoder(self.encoder)
-        return HiMixConfig(vision, _decoder(self.decoder), preprocess)
+        vision, preprocess = _encoder(self.encoder, fetch=fetch)
+        return HiMixConfig(vision, _decoder(self.decoder, fetch=fetch), preprocess)
 
 
 def chosen_checkpoint(
@@ -90,7 +93,7 @@ def random_pair(pair: Pair) -> Checkpoint:
     Raises:
         as `Pair.config`.
     """
-    return random_checkpoint(pair.name, pair.config())
+    return random_checkpoint(pair.name, pair.config(fetch=True))
 
 
 def checkpoint_of_pair(pair: Pair, folder: Path | None) -> Checkpoint:
@@ -103,7 +106,7 @@ def checkpoint_of_pair(pair: Pair, folder: Path | None) -> Checkpoint:
         CheckpointError: none there, or one of another pair, or one that can't be used.
         as `Pair.config`.
     """
-    config = pair.config()
+    config = pair.config(fetch=True)
     folder = folder or _trained(pair, config)
     found = read_checkpoint(
         folder, _source(pair.encoder, ENCODERS), _source(pair.decoder, DECODERS)
@@ -152,15 +155,15 @@ def _source(name: str, presets: Mapping[str, EncoderPreset] | Mapping[str, Decod
     return presets[name].hub_id if is_preset_name(name) else name
 
 
-def _encoder(name: str) -> tuple[VisionConfig, PreprocessConfig]:
+def _encoder(name: str, *, fetch: bool) -> tuple[VisionConfig, PreprocessConfig]:
     if is_preset_name(name):
         found = preset("encoder", ENCODERS, name)
         return found.vision, found.preprocess
-    source = encoder_from_folder(folder_from_source(name))
+    source = encoder_from_folder(folder_from_source(name, fetch=fetch))
     return source.vision, source.preprocess
 
 
-def _decoder(name: str) -> DecoderConfig:
+def _decoder(name: str, *, fetch: bool) -> DecoderConfig:
     if is_preset_name(name):
         return preset("decoder", DECODERS, name).decoder
-    return decoder_from_folder(folder_from_source(name)).decoder
+    return decoder_from_folder(folder_from_source(name, fetch=fetch)).decoder

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from himix_edge.errors import CheckpointError
+from himix_edge.models.checkpoint_files import plain_name, read_bytes
 
 SINGLE_FILE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
@@ -249,9 +250,9 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
 
 def _sharded(folder: Path, index: str, tensors_of: TensorsOf) -> dict[str, StoredWeight]:
     try:
-        shards: dict[str, str] = json.loads((folder / index).read_bytes())["weight_map"]
-        paths = sorted({folder / name for name in shards.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards: dict[str, str] = json.loads(read_bytes(folder / index))["weight_map"]
+        paths = sorted({folder / plain_name(folder / index, name) for name in shards.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"cannot read {folder / index}", expected='{"weight_map": ...}', found=repr(error)
         ) from error

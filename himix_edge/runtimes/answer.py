@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from himix_edge.console import print_json
+from himix_edge.console import print_json, printable
 from himix_edge.runtimes.image_sources import ImageSource
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.sampling import SamplingOptions
@@ -33,14 +33,15 @@ def print_answer(
     image = model.encode(source, resize=resize)
     answer = model.generate(image, prompt, options, system=system)
     for obstacle in model.passed_over:
-        print(f"On {model.device}, because {obstacle}", file=sys.stderr)
+        print(printable(f"On {model.device}, because {obstacle}"), file=sys.stderr)
     name = manifest.name if model.device == "cpu" else f"{manifest.name}, on {model.device}"
-    print(" ".join(filter(None, (f"Model: {name}.", manifest.notice))), file=sys.stderr)
+    said = " ".join(filter(None, (f"Model: {name}.", manifest.notice)))
+    print(printable(said), file=sys.stderr)
     for notice in image.notices:
         print(f"Note: {notice}", file=sys.stderr)
     for piece in answer:
         if not as_json:
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     if not as_json:
         print(flush=True)
         return

@@ -11,15 +11,27 @@ auto           the first that works of: engines that the bundle has, cuda, cpu
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundles import cache_folder
 from himix_edge.contract import ENGINES, Manifest
 from himix_edge.engines import rtx
 from himix_edge.engines.gpu import gpu_here
 from himix_edge.engines.store import EngineDevice, Engines, find_engines
-from himix_edge.errors import BundleError, ConfigError, DependencyError, EngineError, closest
+from himix_edge.errors import (
+    BundleError,
+    ConfigError,
+    DependencyError,
+    EngineError,
+    OutputError,
+    closest,
+)
 from himix_edge.runtimes.base import Engine
 from himix_edge.runtimes.ort import OrtEngine
 from himix_edge.runtimes.providers import (
@@ -31,7 +43,11 @@ from himix_edge.runtimes.providers import (
     require,
 )
 
+if TYPE_CHECKING:
+    from himix_edge.bundle.signature import Trusted
+
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
+Obstacle = DependencyError | EngineError | OutputError
 BuildReport = Callable[[str, float, str], None]  # what is built, how much of it is done, and how
 
 
@@ -40,10 +56,10 @@ class Choices:
     """How a bundle is to be opened; `load` says what each means."""
 
     threads: int | None = None
-    verify: bool = True
     caches: int | None = None
     auto_build: bool = False
     report: BuildReport = lambda *_: None
+    trusted: Trusted | None = None
 
 
 @dataclass(frozen=True)
@@ -60,38 +76,37 @@ class Opened:
     passed_over: tuple[str, ...] = ()
 
 
-def open_engine(bundle: Path, manifest: Manifest, device: str, choices: Choices) -> Opened:
+def open_engine(files: BundleFiles, device: str, choices: Choices) -> Opened:
     """Opens the graphs of a bundle, or engines made of them, on a device.
 
     Raises:
         ConfigError: an unknown device; it names the closest.
         DependencyError: a package that it needs is missing.
-        EngineError: no GPU, or no engine that fits it.
+        EngineError: no GPU, or no engine that fits it and that this user built or trusts.
+        OutputError: no place for what the device needs to write.
         BundleError: a bundle that it can't run.
     """
     if device == "auto":
-        return _best(bundle, manifest, choices)
+        return _best(files, choices)
     if device not in _OPENERS:
         raise ConfigError(f"no device is named {device!r}", fix=closest(device, DEVICES))
-    return Opened(_OPENERS[device](bundle, manifest, choices), device)
+    return Opened(_OPENERS[device](files, choices), device)
 
 
-def _best(bundle: Path, manifest: Manifest, choices: Choices) -> Opened:
-    obstacles: list[DependencyError | EngineError] = []
-    for device in (*_engine_devices(bundle), *_cuda_if_there(), "cpu"):
-        engine = _engine_or_obstacle(device, bundle, manifest, choices)
-        if not isinstance(engine, (DependencyError, EngineError)):
+def _best(files: BundleFiles, choices: Choices) -> Opened:
+    obstacles: list[Obstacle] = []
+    for device in (*_engine_devices(files.path), *_cuda_if_there(), "cpu"):
+        engine = _engine_or_obstacle(device, files, choices)
+        if not isinstance(engine, Obstacle):
             return Opened(engine, device, tuple(map(str, obstacles)))
         obstacles.append(engine)
     raise obstacles[0]  # what is nearest to working
 
 
-def _engine_or_obstacle(
-    device: str, bundle: Path, manifest: Manifest, choices: Choices
-) -> Engine | DependencyError | EngineError:
+def _engine_or_obstacle(device: str, files: BundleFiles, choices: Choices) -> Engine | Obstacle:
     try:
-        return _OPENERS[device](bundle, manifest, choices)
-    except (DependencyError, EngineError) as error:
+        return _OPENERS[device](files, choices)
+    except (DependencyError, EngineError, OutputError) as error:
         return error
 
 
@@ -114,17 +129,18 @@ def _cuda_if_there() -> list[str]:
     return ["cuda"]
 
 
-def _on_cpu(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
-    return OrtEngine(bundle, manifest, choices.threads, CPU)
+def _on_cpu(files: BundleFiles, choices: Choices) -> Engine:
+    return OrtEngine(files, choices.threads, CPU)
 
 
-def _on_cuda(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
-    return OrtEngine(bundle, manifest, choices.threads, CUDA)
+def _on_cuda(files: BundleFiles, choices: Choices) -> Engine:
+    return OrtEngine(files, choices.threads, CUDA)
 
 
-def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
+def _on_tensorrt(files: BundleFiles, choices: Choices) -> Engine:
     from himix_edge.runtimes.trt import CACHES, TrtEngine
 
+    bundle, manifest = files.path, files.manifest
     _refuse_ort_dialect(bundle, manifest)
     try:
         return TrtEngine(
@@ -132,7 +148,7 @@ def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
             manifest,
             caches=CACHES if choices.caches is None else choices.caches,
             auto_build=choices.auto_build,
-            verify=choices.verify,
+            trusted=choices.trusted,
             report=choices.report,
         )
     except DependencyError as missing:
@@ -140,7 +156,7 @@ def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
             require(TENSORRT)
         except DependencyError:
             raise missing from None
-    cache = bundle / ENGINES / "onnxruntime"
+    cache = _own_cache(manifest)
     options = {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
@@ -150,27 +166,56 @@ def _on_tensorrt(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
         "trt_bf16_enable": str(int(manifest.dtype == "bfloat16")),
     }
     provider = dataclasses.replace(TENSORRT, options=options)
-    return OrtEngine(bundle, manifest, choices.threads, provider)
+    return OrtEngine(files, choices.threads, provider)
 
 
-def _on_tensorrt_rtx(bundle: Path, manifest: Manifest, choices: Choices) -> Engine:
+def _on_tensorrt_rtx(files: BundleFiles, choices: Choices) -> Engine:
+    bundle, manifest = files.path, files.manifest
     _refuse_ort_dialect(bundle, manifest)
     require(TENSORRT_RTX)
-    compiled = _rtx_engines(bundle, manifest, verify=choices.verify)
-    return OrtEngine(bundle, manifest, choices.threads, TENSORRT_RTX, compiled)
+    compiled = _rtx_engines(bundle, manifest, choices.trusted)
+    return OrtEngine(files, choices.threads, TENSORRT_RTX, compiled)
 
 
-def _rtx_engines(bundle: Path, manifest: Manifest, *, verify: bool) -> Engines | None:
+def _own_cache(manifest: Manifest) -> Path:
+    """Where ONNX Runtime's TensorRT provider keeps the engines that it builds of these graphs.
+
+    It loads what it finds there and asks nobody: the folder must be this user's alone.
+
+    Raises:
+        OutputError: it can't be made, or others can write into it.
+    """
+    folder = cache_folder() / "onnxruntime-tensorrt" / manifest.digest()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for own in (folder.parent, folder):
+            own.mkdir(mode=0o700, exist_ok=True)
+            found = own.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                raise NotADirectoryError(0, "a link")
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise PermissionError(0, "a folder that others can write")
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't hold the engines that ONNX Runtime builds",
+            expected="a folder that only you can write",
+            found=error.strerror or str(error),
+            fix="set HIMIX_EDGE_CACHE to a folder of your own",
+        ) from error
+    return folder
+
+
+def _rtx_engines(bundle: Path, manifest: Manifest, trusted: Trusted | None) -> Engines | None:
     """The engines compiled for this GPU; None where none were: the provider then compiles itself.
 
     Raises:
-        EngineError: there are some, for other GPUs or of other graphs.
+        EngineError: there are some, for other GPUs, of other graphs, or not this user's.
     """
     if not any((bundle / ENGINES).glob(f"[!.]*/*{rtx.ENGINE_SUFFIX}")):
         return None
     capability = gpu_here().compute_capability
     device = EngineDevice("tensorrt-rtx", rtx.version(), "", capability)
-    return find_engines(bundle, manifest, device, verify=verify)
+    return find_engines(bundle, manifest, device, trusted=trusted)
 
 
 def _refuse_ort_dialect(bundle: Path, manifest: Manifest) -> None:
@@ -184,7 +229,7 @@ def _refuse_ort_dialect(bundle: Path, manifest: Manifest) -> None:
         )
 
 
-_OPENERS: dict[str, Callable[[Path, Manifest, Choices], Engine]] = {
+_OPENERS: dict[str, Callable[[BundleFiles, Choices], Engine]] = {
     "cpu": _on_cpu,
     "cuda": _on_cuda,
     "tensorrt": _on_tensorrt,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import ENGINES, TOKENIZER, Manifest
-from himix_edge.errors import BundleError, ImageError
+from himix_edge.errors import BundleError, ConfigError, ImageError
 from himix_edge.runtimes.base import Engine
 from himix_edge.runtimes.chat import Message
 from himix_edge.runtimes.conversation import Conversation, EncodedImage, first_history
@@ -33,61 +32,66 @@ def load(
     caches: int | None = None,
     auto_build: bool = False,
     report: BuildReport = lambda *_: None,
+    public_key: str | os.PathLike[str] | bytes | None = None,
 ) -> Model:
     """Opens a bundle folder.
 
     Args:
         device: "cpu", "cuda", "tensorrt", "tensorrt-rtx" or "auto"; see `devices.py`.
         threads: for ONNX Runtime; None takes all cores.
-        verify: compare every file with its sha256 in the manifest; that of the weights is reckoned
+        verify: compare every file with its sha256 in the manifest; that of the weights is computed
             while they are opened.
         caches: for TensorRT, how many images and conversations are held at a time; 4 by default.
         auto_build: for TensorRT, build engines where none fits; it takes minutes.
         report: called while engines are built.
+        public_key: of who must have signed the bundle: a PEM file, or its bytes. Engines that this
+            key has signed are run too, besides those that this user built or trusts.
 
     Raises:
-        BundleError: a bundle that is missing, corrupt, made by another version, or not for this
-            device.
-        ConfigError: an unknown device.
-        DependencyError: a package that the device needs is missing.
-        EngineError: no GPU, or no engine that fits it.
+        BundleError: a bundle that is missing, corrupt, made by another version, not for this
+            device, or not signed by the given key.
+        ConfigError: an unknown device; a key that can't be read, or that comes with verify=False.
+        DependencyError: a package that the device, or the key, needs is missing.
+        EngineError: no GPU, or no engine that fits it and that this user built or trusts.
     """
-    folder = Path(bundle)
-    manifest = Manifest.read(folder)
-    choices = Choices(threads, verify, caches, auto_build, report)
+    trusted = None
+    if public_key is not None:
+        from himix_edge.bundle.signature import Trusted
+
+        if not verify:
+            raise ConfigError(
+                "a signature says nothing of files that are not checked",
+                expected="verify=True beside public_key",
+                found="verify=False",
+                fix="leave one of them out",
+            )
+        trusted = Trusted.read(public_key)
+    read_manifest = trusted.read_manifest if trusted else Manifest.read
+    choices = Choices(threads, caches, auto_build, report, trusted)
     # What is built of the graphs outlives this call: nothing is, before they are known to be right.
-    may_build = auto_build or device.startswith("tensorrt") or (folder / ENGINES).is_dir()
-    with ThreadPoolExecutor() as background:
-        checked: Future[None] | None = None
-        if verify:
-            small, large = _by_size(manifest)
-            small.check_files(folder)
-            checked = background.submit(large.check_files, folder)
-        if checked and may_build:
+    opened_files = BundleFiles.open(bundle, verify=verify, read_manifest=read_manifest)
+    with opened_files as files, ThreadPoolExecutor() as background:
+        records = files.manifest.files
+        files.check([name for name, record in records.items() if record.size < SMALL])
+        checked = background.submit(files.check)
+        if auto_build or device.startswith("tensorrt") or (files.path / ENGINES).is_dir():
             checked.result()
-        tokenizing = background.submit(_tokenizer, folder, manifest)
+        tokenizing = background.submit(_tokenizer, files)
         try:
-            opened = open_engine(folder, manifest, device, choices)
+            opened = open_engine(files, device, choices)
         finally:  # a file that is corrupt, or no tokenizer, is why nothing else works either
-            if checked:
-                checked.result()
+            checked.result()
             tokenizer = tokenizing.result()
-    return Model(manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
+        files.require_unwritten()
+    return Model(files.manifest, tokenizer, opened.engine, opened.device, opened.passed_over)
 
 
-def _by_size(manifest: Manifest) -> tuple[Manifest, Manifest]:
-    """The manifest of the files that are read whole at once, and that of the weights."""
-    small = {name: file for name, file in manifest.files.items() if file.size < SMALL}
-    large = {name: file for name, file in manifest.files.items() if file.size >= SMALL}
-    return dataclasses.replace(manifest, files=small), dataclasses.replace(manifest, files=large)
-
-
-def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    tokenizer = Tokenizer.from_folder(folder, manifest.chat)
-    most = manifest.config.decoder.vocab_size
+def _tokenizer(files: BundleFiles) -> Tokenizer:
+    tokenizer = Tokenizer.from_bundle(files)
+    most = files.manifest.config.decoder.vocab_size
     if tokenizer.vocab_size > most:
         raise BundleError(
-            f"{folder / TOKENIZER} is not this decoder's",
+            f"{files.path / TOKENIZER} is not this decoder's",
             expected=f"at most {most} token ids",
             found=str(tokenizer.vocab_size),
             fix="export the checkpoint again with the tokenizer it was trained with",

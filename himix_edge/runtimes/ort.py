@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from himix_edge import contract
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.engines.profiles import decoder_profiles, vision_profile
 from himix_edge.engines.store import Engines
 from himix_edge.errors import BundleError
@@ -17,7 +19,13 @@ from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV, in_parts
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.ort_cache import Tensors, tensorkeeper
 from himix_edge.runtimes.ort_contract import Nodes, check_nodes, decoder_nodes, vision_nodes
-from himix_edge.runtimes.providers import CPU, Provider, import_onnxruntime, open_session
+from himix_edge.runtimes.providers import (
+    CPU,
+    Provider,
+    import_onnxruntime,
+    open_graph,
+    open_session,
+)
 from himix_edge.runtimes.threads import checked_threads
 
 PREFILL, DECODE = "0", "1"  # the order in which engines have their profiles
@@ -34,8 +42,7 @@ class OrtEngine:
 
     def __init__(
         self,
-        bundle: Path,
-        manifest: contract.Manifest,
+        files: BundleFiles,
         threads: int | None = None,
         provider: Provider = CPU,
         compiled: Engines | None = None,
@@ -43,6 +50,7 @@ class OrtEngine:
         """Opens the graphs of a bundle.
 
         Args:
+            files: the bundle's; they may be closed afterwards.
             threads: within one operator; None leaves it to ONNX Runtime, which takes all cores.
             provider: where to compute, and keep the cache.
             compiled: engines to open in the place of the graphs.
@@ -50,9 +58,12 @@ class OrtEngine:
         Raises:
             DependencyError: no onnxruntime, or a provider that it hasn't got.
             BundleError: a graph that can't be opened, or that doesn't keep the contract.
+            EngineError: an engine that is damaged, or names a file that is not of its record.
+            OutputError: no room for a copy of the engines, which is what the provider opens.
             ConfigError: threads below 1, or far more than cores.
         """
         self._ort = import_onnxruntime()
+        bundle, manifest = files.path, files.manifest
         if provider.on_cpu and manifest.dtype == "bfloat16":
             raise BundleError(
                 f"ONNX Runtime on a CPU can't run {bundle}",
@@ -76,15 +87,18 @@ class OrtEngine:
         if contract.PREFILL_GRAPH in manifest.files:
             graphs.append(bundle / contract.PREFILL_GRAPH)
         providers = [provider] * len(graphs)
-        if compiled:
-            graphs = [compiled.vision, compiled.decoder]
-        elif sizes:
+        if sizes and not compiled:
             prefill, _ = decoder_profiles(manifest, sizes)
             providers = [provider.shaped(vision_profile(manifest)), provider.shaped(prefill)]
         nodes = [vision_nodes(manifest), *[decoder_nodes(manifest)] * (len(graphs) - 1)]
-        # Most of the time goes into laying weights out anew, which a session does on one core.
-        with ThreadPoolExecutor(2 if provider.on_cpu else 1) as pool:
-            sessions = list(pool.map(self._session, graphs, providers, nodes))
+        with contextlib.ExitStack() as stack:
+            if compiled:  # what was checked must be what the provider opens
+                copies = stack.enter_context(compiled.copied())
+                graphs = [copies.vision, copies.decoder]
+            # Most of the time goes into laying weights out anew, which a session does on one core.
+            pool = stack.enter_context(ThreadPoolExecutor(2 if provider.on_cpu else 1))
+            opened_of = None if compiled else files
+            sessions = list(pool.map(self._session, graphs, providers, nodes, [opened_of] * 3))
         self._vision, self._decoder, *prompts = sessions
         self._prompts = prompts[0] if prompts else self._decoder
 
@@ -184,7 +198,14 @@ class OrtEngine:
             options.add_run_config_entry(self._profile_entry, profile)
         session.run_with_iobinding(binding, options)
 
-    def _session(self, path: Path, provider: Provider, nodes: tuple[Nodes, Nodes]) -> Any:
+    def _session(
+        self,
+        path: Path,
+        provider: Provider,
+        nodes: tuple[Nodes, Nodes],
+        files: BundleFiles | None,
+    ) -> Any:
+        """A graph of the bundle; where there are no files of it, an engine of its own."""
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings are of no use to who runs a bundle
         # Idle workers wait for work in a loop, for milliseconds: one session's would take a core
@@ -192,7 +213,10 @@ class OrtEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        session = open_session(provider, path, options)
+        if files is None:
+            session = open_session(provider, path, options)
+        else:
+            session = open_graph(provider, files, path.name, options)
         inputs, outputs = nodes
         check_nodes(path, "inputs", inputs, session.get_inputs())
         check_nodes(path, "outputs", outputs, session.get_outputs())

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.graphs import read_graph
 from himix_edge.contract import Manifest
 from himix_edge.engines.profiles import Profile, Sizes, engine_sizes
 from himix_edge.errors import BundleError, DependencyError
+from himix_edge.telemetry import turn_off_session_events
 
 CPU_NAME = "CPUExecutionProvider"
 
@@ -80,7 +83,7 @@ TENSORRT_RTX = Provider(
 
 
 def import_onnxruntime() -> Any:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, which nothing else in the package imports.
 
     Raises:
         DependencyError: it is not installed.
@@ -89,6 +92,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise DependencyError("ONNX Runtime is missing", fix=CPU.fix) from error
+    turn_off_session_events(onnxruntime)
     return onnxruntime
 
 
@@ -113,11 +117,37 @@ def require(provider: Provider) -> None:
         ort.preload_dlls()  # CUDA's libraries from the packages that pip installed
 
 
-def open_session(provider: Provider, path: Path, options: Any) -> Any:
+def open_graph(provider: Provider, files: BundleFiles, name: str, options: Any) -> Any:
+    """A graph of a bundle, ready to run on a provider.
+
+    Args:
+        name: the graph's.
+        options: a SessionOptions.
+
+    Raises:
+        BundleError: a graph that is corrupt, that himix-edge does not write, or that can't be
+            opened.
+        DependencyError: the provider can't be loaded.
+    """
+    model, weights = read_graph(files, name)
+    add_weights = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if add_weights is None or not provider.on_cpu:  # other providers read the weights themselves
+        session = open_session(provider, files.path / name, options)
+        files.require_unchanged()
+        return session
+    if weights:
+        sizes = [len(buffer) for buffer in weights.values()]
+        add_weights(list(weights), list(weights.values()), sizes)
+    return open_session(provider, files.path / name, options, model)
+
+
+def open_session(provider: Provider, path: Path, options: Any, model: bytes | None = None) -> Any:
     """A graph, or what was compiled from it, ready to run on a provider.
 
     Args:
+        path: where it is.
         options: a SessionOptions.
+        model: the graph's bytes, where they were read already.
 
     Raises:
         BundleError: a graph that can't be opened.
@@ -133,7 +163,9 @@ def open_session(provider: Provider, path: Path, options: Any) -> Any:
         listed = None
     try:
         # Its "fallback" would open the graph on the CPU where the provider fails.
-        session = ort.InferenceSession(str(path), options, providers=listed, enable_fallback=0)
+        session = ort.InferenceSession(
+            model or str(path), options, providers=listed, enable_fallback=0
+        )
     except Exception as error:  # its own exceptions share no other base
         fix = "copy the bundle again, or export it again with: himix-edge export"
         if "opset" in str(error).lower():  # the graph is of a later ONNX than it knows

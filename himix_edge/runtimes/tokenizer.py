@@ -10,7 +10,15 @@ from typing import Any
 
 import tokenizers
 
-from himix_edge.contract import CHAT_TEMPLATE, TOKENIZER, Chat, ImagePlace
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.contract import (
+    CHAT_TEMPLATE,
+    TOKENIZER,
+    Chat,
+    ImagePlace,
+    corrupt,
+    unreadable,
+)
 from himix_edge.errors import BundleError, HimixError, PromptError
 from himix_edge.runtimes.chat import ChatTemplate, History, user_message
 
@@ -26,14 +34,18 @@ class Tokenizer:
         vocab_size: one more than the largest id.
     """
 
-    def __init__(self, path: Path, chat: ChatTemplate) -> None:
+    def __init__(self, data: bytes, chat: ChatTemplate, where: Path) -> None:
         """Reads `tokenizer.json`.
+
+        Args:
+            data: the file's bytes.
+            where: its path, for errors.
 
         Raises:
             BundleError: a file that isn't one.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = data.decode("utf-8")
             description = json.loads(text)
             added = description["added_tokens"]
             self._hidden = {token["id"] for token in added if token["special"]}
@@ -44,7 +56,7 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = chat.chat.split_special_tokens
         except Exception as error:  # of a bad file, `tokenizers` raises bare Exceptions
             raise BundleError(
-                f"cannot read {path}",
+                f"cannot read {where}",
                 expected="a tokenizer.json of the tokenizers package",
                 found=next(iter(str(error).splitlines()), type(error).__name__),
                 fix="copy the bundle again, or export it again with: himix-edge export",
@@ -59,14 +71,39 @@ class Tokenizer:
             BundleError: files that are missing or can't be used.
         """
         try:
-            template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(
-                f"cannot read {folder / CHAT_TEMPLATE}",
-                found=str(error),
-                fix="copy the bundle again, or export it again with: himix-edge export",
-            ) from error
-        return cls(folder / TOKENIZER, ChatTemplate(template, chat))
+            template, data = (
+                (folder / CHAT_TEMPLATE).read_bytes(),
+                (folder / TOKENIZER).read_bytes(),
+            )
+        except OSError as error:
+            raise unreadable(Path(error.filename), "a file that can be read", error) from error
+        return cls.from_bytes(data, template, chat, folder)
+
+    @classmethod
+    def from_bundle(cls, files: BundleFiles) -> Tokenizer:
+        """Likewise, of files that are compared with the manifest.
+
+        Raises:
+            BundleError: files that are corrupt or can't be used.
+        """
+        data, template = files.read(TOKENIZER), files.read(CHAT_TEMPLATE)
+        return cls.from_bytes(data, template, files.manifest.chat, files.path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, template: bytes, chat: Chat, folder: Path) -> Tokenizer:
+        """The tokenizer and the chat template of a bundle, from the bytes of their files.
+
+        Args:
+            folder: the bundle's, for errors.
+
+        Raises:
+            BundleError: bytes that can't be used.
+        """
+        try:
+            text = template.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise corrupt(folder / CHAT_TEMPLATE, "text in UTF-8", str(error)) from error
+        return cls(data, ChatTemplate(text, chat), folder / TOKENIZER)
 
     def encode_turn(self, history: History, words: str) -> list[int]:
         """The ids of the prompt that asks `words` after these messages; see `encode_chat`."""

@@ -15,7 +15,7 @@ import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from himix_edge.runtimes.cuda import Cuda, Graph
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.trt_cache import ALIGNMENT, CachePool, CacheSet, Lease
 from himix_edge.runtimes.trt_context import Context, Library, engines_here
+
+if TYPE_CHECKING:
+    from himix_edge.bundle.signature import Trusted
 
 PREFILL, DECODE = 0, 1  # the decoder engine's profiles
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -63,7 +66,7 @@ class TrtEngine:
         *,
         caches: int = CACHES,
         auto_build: bool = False,
-        verify: bool = True,
+        trusted: Trusted | None = None,
         report: Report = lambda *_: None,
     ) -> None:
         """Loads the engines of a bundle that were built for this device.
@@ -72,7 +75,7 @@ class TrtEngine:
             caches: how many images and conversations can be held at a time; a conversation in a
                 cache of fixed size shares that of its image.
             auto_build: build the engines first where none fits.
-            verify: compare the engines with their sha256.
+            trusted: whose signature makes an engine as good as one that was built here.
             report: called while they are built.
 
         Raises:
@@ -86,7 +89,7 @@ class TrtEngine:
             )
         self.lock = threading.RLock()
         engines = engines_here(
-            bundle, manifest, verify=verify, build=report if auto_build else None
+            bundle, manifest, trusted=trusted, build=report if auto_build else None
         )
         sizes = engines.key.sizes
         self._config, decoder = manifest.config, manifest.config.decoder

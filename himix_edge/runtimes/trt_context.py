@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,15 +21,21 @@ from himix_edge.runtimes.cuda import Stream
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from himix_edge.bundle.signature import Trusted
+
 
 def engines_here(
-    bundle: Path, manifest: Manifest, *, verify: bool = True, build: Report | None = None
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    trusted: Trusted | None = None,
+    build: Report | None = None,
 ) -> Engines:
-    """The engines of a bundle that fit this device.
+    """The engines of a bundle that fit this device and may be run on it.
 
     Args:
-        verify: compare them with their sha256.
-        build: builds them where none fits, and tells this function how far that has come.
+        trusted: whose signature makes an engine as good as one that was built here.
+        build: builds them where none is fit, and tells this function how far that has come.
 
     Raises:
         DependencyError: no TensorRT, or no cuda-python.
@@ -39,7 +44,10 @@ def engines_here(
     tensorrt_version()  # first: without TensorRT the GPU is no matter
     device = engine_device(gpu_here())
     try:
-        return find_engines(bundle, manifest, device, verify=verify)
+        found = find_engines(bundle, manifest, device, trusted=trusted)
+        if build is not None:
+            found.check()  # those that are damaged are built again
+        return found
     except EngineError:
         if build is None:
             raise
@@ -61,10 +69,13 @@ class Library:
         self.strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
 
     def engine_from_plan(self, engines: Engines, plan: Path, graph: Path) -> trt.ICudaEngine:
-        """Loads an engine, and gives it its weights where it was built without."""
+        """Loads an engine, and gives it its weights where it was built without.
+
+        Raises:
+            EngineError: the file is not that of its record, or TensorRT can't load it.
+        """
         self.errors.clear()
-        with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = self._runtime.deserialize_cuda_engine(data)
+        engine = self._runtime.deserialize_cuda_engine(engines.read(plan))  # the bytes just checked
         if engine is None:
             raise self.error(f"TensorRT can't load {plan}")
         if engines.key.stripped:

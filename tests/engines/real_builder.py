@@ -68,13 +68,14 @@ def main(graph: Path, target: Path, *options: str) -> None:
 
     progress = BuildProgress(report)
     error = None
+    timings = target.with_suffix(".timing")
+    kept = timings.read_bytes() if timings.exists() else b""
     try:
-        run_cancellable(
-            lambda: engine_from_onnx(
-                graph, target, profiles(), key, target.with_suffix(".timing"), 1 << 28, progress
-            ),
+        measured = run_cancellable(
+            lambda: engine_from_onnx(graph, target, profiles(), key, kept, 1 << 28, progress),
             progress.cancel,
         )
+        timings.write_bytes(measured)
     except (HimixError, KeyboardInterrupt) as raised:
         error = f"{type(raised).__name__}: {raised}"
     print(json.dumps({"error": error, "told": told}))

@@ -22,6 +22,7 @@ from himix_edge.engines.profiles import Profile
 from himix_edge.engines.progress import BuildProgress
 from himix_edge.engines.store import EngineDevice, find_engines, timing_cache_path
 from himix_edge.engines.trt import refit_engine
+from himix_edge.engines.trust import keep_timings
 from himix_edge.errors import BundleError, EngineError, OutputError
 from tests.engines import fake_builder
 from tests.engines.conftest import Device
@@ -98,12 +99,11 @@ def test_timings_that_do_not_fit_are_begun_anew(
     bundle: Path, orin: EngineDevice, builder: Script, kept: bytes
 ) -> None:
     path = timing_cache_path(bundle, orin)
-    path.parent.mkdir()
-    path.write_bytes(kept)
+    keep_timings(bundle, path.name, kept)
     build_engines(plan_build(bundle))
     assert len(json.loads(path.read_bytes())) == 6
     builder.builder_error = "the real reason"
-    path.write_bytes(kept)
+    keep_timings(bundle, path.name, kept)
     with pytest.raises(EngineError, match="found the real reason"):
         build_engines(plan_build(bundle))
 
@@ -176,7 +176,10 @@ def test_ctrl_c(
     assert done.code == 130
     assert builder.steps == 3 + step  # that one, and no further
     # The vision graph's timings are worth keeping; nothing else is left.
-    assert [path.name for path in (bundle / "engines").iterdir()] == [f"{orin.digest}.timing"]
+    assert sorted(path.name for path in (bundle / "engines").iterdir()) == [
+        f"{orin.digest}.timing",
+        f"{orin.digest}.timing.mac",
+    ]
 
 
 def test_ctrl_c_keeps_the_engines_that_were(
@@ -191,7 +194,7 @@ def test_ctrl_c_keeps_the_engines_that_were(
     assert find_engines(bundle, Manifest.read(bundle), orin).key.sizes.max_prompt == 60
 
 
-@pytest.mark.parametrize("full", ["vision.plan", "decoder.plan", ".timing"])
+@pytest.mark.parametrize("full", ["vision.plan", "decoder.plan"])
 def test_a_full_disk(
     bundle: Path, builder: Script, himix: Any, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
@@ -212,6 +215,25 @@ def test_a_full_disk(
     assert "No space left on device" in done.err
     assert tree(bundle) == before
     assert builder.steps >= 6
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_full_disk_at_the_timings(
+    bundle: Path, himix: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engines(plan_build(bundle))
+    before = tree(bundle)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = himix("build", bundle, "--max-prompt", 3)
+    assert done.code == 1
+    assert "Error: cannot write " in done.err
+    assert ".timing: expected a folder that can be written" in done.err
+    assert "No space left on device" in done.err
+    assert tree(bundle) == before
 
 
 def test_too_little_memory(

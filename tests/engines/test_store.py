@@ -20,6 +20,7 @@ from himix_edge.engines.store import (
     Engines,
     engine_key,
     find_engines,
+    seal_engines,
     whole_engines,
 )
 from himix_edge.errors import EngineError, OutputError
@@ -39,11 +40,15 @@ def put(
     with whole_engines(bundle, key) as folder:
         (folder / engines.vision.name).write_text(f"vision {text}")
         (folder / engines.decoder.name).write_text(f"decoder {text}")
+    seal_engines(bundle, key)
     return key
 
 
-def find(bundle: Path, device: EngineDevice = ORIN, **options: bool) -> Engines:
-    return find_engines(bundle, Manifest.read(bundle), device, **options)
+def find(bundle: Path, device: EngineDevice = ORIN) -> Engines:
+    """What a runtime finds, and every file of it compared with its record."""
+    found = find_engines(bundle, Manifest.read(bundle), device)
+    found.check()
+    return found
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -67,6 +72,7 @@ def test_a_graph_that_names_its_engine(bundle: Path) -> None:
     with whole_engines(bundle, key) as folder:
         for name in ("vision.onnx", "vision.engine", "decoder.onnx", "decoder.engine"):
             (folder / name).write_text(name)
+    seal_engines(bundle, key)
     assert find(bundle, RTX).decoder.read_text() == "decoder.onnx"
     (find(bundle, RTX).folder / "decoder.engine").unlink()
     with pytest.raises(
@@ -201,15 +207,6 @@ def test_a_damaged_engine(bundle: Path, damage: Callable[[Path], None], message:
     assert error.value.fix == f"himix-edge build {bundle} --target trt"
 
 
-def test_without_verify_only_sizes_are_compared(bundle: Path) -> None:
-    put(bundle)
-    _flip(find(bundle).decoder)
-    assert find(bundle, verify=False).decoder.read_text() == "xecoder engine"
-    _truncate(find(bundle, verify=False).decoder)
-    with pytest.raises(EngineError, match="found 13 bytes"):
-        find(bundle, verify=False)
-
-
 @pytest.mark.parametrize(
     "record", ["", "{", "[]", "null", '{"key": {}}', "[" * 100_000, '{"key": 1, "files": {}}']
 )
@@ -223,11 +220,13 @@ def test_a_damaged_record(bundle: Path, record: str) -> None:
 
 
 def test_a_record_without_the_engines_file(bundle: Path) -> None:
-    put(bundle)
+    key = put(bundle)
     path = find(bundle).folder / "engine.json"
     record = json.loads(path.read_text())
     del record["files"]["decoder.plan"]
     path.write_text(json.dumps(record))
+    with pytest.raises(EngineError, match="record of it"):
+        seal_engines(bundle, key)
     with pytest.raises(EngineError, match=r"expected a record of it in engine\.json, found none"):
         find(bundle)
 

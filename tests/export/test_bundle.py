@@ -20,6 +20,7 @@ import pytest
 from onnx import numpy_helper
 
 import himix_edge
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import DECODER_GRAPH, Chat, Dtype, Manifest
 from himix_edge.errors import (
     BundleError,
@@ -59,7 +60,7 @@ def contents(folder: Path) -> dict[str, str]:
 def test_all_of_it_is_there(tiny_folder: Path, tiny_bundle: Path) -> None:
     assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = Manifest.read(tiny_bundle)
-    manifest.check_files(tiny_bundle)
+    BundleFiles(tiny_bundle, manifest).check()
     assert sorted(manifest.files) == FILES
     assert (manifest.name, manifest.notice) == ("tiny", "It knows nothing.")
     assert (manifest.dialect, manifest.dtype) == ("portable", "float32")
@@ -95,7 +96,7 @@ def test_narrow_bundles_say_so(half_bundle: Path, bfloat: Exported, dtype: str) 
     folder = {"float16": half_bundle, "bfloat16": bfloat.folder}[dtype]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = Manifest.read(folder)
-    manifest.check_files(folder)
+    BundleFiles(folder, manifest).check()
     assert (manifest.dialect, manifest.dtype) == ("portable", dtype)
     error, cosine = BOUNDS[manifest.dtype]
     assert (manifest.parity["max_error"], manifest.parity["min_cosine"]) == (error, cosine)
@@ -110,7 +111,7 @@ def test_a_bundle_for_onnx_runtime_says_so_and_answers_as_the_portable_one(
 ) -> None:
     assert sorted(path.name for path in ort_bundle.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = Manifest.read(ort_bundle)
-    manifest.check_files(ort_bundle)
+    BundleFiles(ort_bundle, manifest).check()
     assert (manifest.dialect, manifest.dtype, manifest.cache_slots) == ("ort", "float32", None)
     for figures in (*manifest.parity["vision"].values(), *manifest.parity["decoder"].values()):
         assert 0 < figures["error"] < manifest.parity["max_error"] / 10
@@ -169,7 +170,7 @@ def test_one_changed_byte_is_found(tiny_bundle: Path, tmp_path: Path, name: str)
         changed[place] ^= 1
         (copy / name).write_bytes(changed)
         with pytest.raises(BundleError, match=name):
-            Manifest.read(copy).check_files(copy)
+            BundleFiles.open(copy).check()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -179,10 +180,10 @@ def test_missing_and_truncated_files_are_found(
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     os.truncate(copy / name, (copy / name).stat().st_size - 1)
     with pytest.raises(BundleError, match=rf"{name} is corrupt.*bytes"):
-        Manifest.read(copy).check_files(copy)
+        BundleFiles.open(copy).check()
     (copy / name).unlink()
     with pytest.raises(BundleError, match=rf"{name} is corrupt.*no such file"):
-        Manifest.read(copy).check_files(copy)
+        BundleFiles.open(copy).check()
 
 
 PHASES = [
@@ -229,7 +230,7 @@ def test_an_older_bundle_is_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path
     export_bundle(tiny_checkpoint, output)
     (output / "README.md").write_text("old")
     export_bundle(tiny_checkpoint, output)
-    Manifest.read(output).check_files(output)
+    BundleFiles.open(output).check()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 

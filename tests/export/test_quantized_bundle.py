@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import himix_edge
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import (
     DECODER_GRAPH,
     LOGITS,
@@ -56,7 +57,7 @@ def operators(path: Path) -> set[str]:
 
 def test_it_is_a_whole_bundle_that_answers(ort_bundle: Path, quantized: Path) -> None:
     manifest = Manifest.read(quantized)
-    manifest.check_files(quantized)
+    BundleFiles(quantized, manifest).check()
     assert set(manifest.files) == {p.name for p in quantized.iterdir()} - {MANIFEST}
     assert manifest.dialect == "ort"
     assert manifest.config == Manifest.read(ort_bundle).config
@@ -118,8 +119,7 @@ def test_the_cost_of_the_vision_graph_is_measured_on_its_own_pictures(
     ort_bundle: Path, quantized: Path
 ) -> None:
     """The figures in the manifest, computed anew from the two graphs."""
-    manifest = Manifest.read(ort_bundle)
-    inputs = quantized_bundle._inputs(ort_bundle, manifest, None)
+    inputs = quantized_bundle._inputs(BundleFiles.open(ort_bundle), None)
     assert len(inputs.cost) == 3
     assert not any(np.array_equal(a, b) for a in inputs.cost for b in inputs.calibration)
     sessions = [
@@ -145,7 +145,7 @@ def test_the_copy_for_prompts_is_a_decoder_in_int8_that_was_measured_too(
     ort_bundle: Path, quantized: Path
 ) -> None:
     manifest = Manifest.read(ort_bundle)
-    inputs = quantized_bundle._inputs(ort_bundle, manifest, None)
+    inputs = quantized_bundle._inputs(BundleFiles.open(ort_bundle), None)
     exchanges = exchanges_from_graphs(ort_bundle, manifest.config, inputs.cost, inputs.prompts)
     quantization = Manifest.read(quantized).quantization
     assert quantization is not None

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import himix_edge
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import (
     DECODER_GRAPH,
     LOGITS,
@@ -67,7 +68,7 @@ def test_the_whole_way_through_the_command(native: Path, tmp_path: Path, himix: 
     done = himix("quantize", native, "-o", out, "--vision", "int8", "--decoder", "int4")
     assert done.code == 0, done.err
     manifest = Manifest.read(out)
-    manifest.check_files(out)
+    BundleFiles(out, manifest).check()
     assert (manifest.dialect, manifest.dtype, manifest.cache_slots) == ("native", "float16", SLOTS)
     quantization = manifest.quantization
     assert quantization is not None

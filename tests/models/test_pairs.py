@@ -104,13 +104,22 @@ def test_a_folder_named_like_a_preset_is_a_folder(
         ("./nowhere", "qwen2-0.5b", "cannot find ./nowhere: expected a folder, or a hub id"),
         ("tinyclip-39m", "/no/where", "cannot find /no/where"),
         ("", "qwen2-0.5b", "cannot find : expected a folder"),
-        ("owner/name", "qwen2-0.5b", "cannot download owner/name.*hf download owner/name"),
+        ("owner/name", "qwen2-0.5b", "owner/name is not on this machine.*hf download owner/name"),
     ],
 )
 def test_names_of_nothing(encoder: str, decoder: str, message: str) -> None:
     with pytest.raises(HimixError, match=message) as error:
         Pair(encoder, decoder).config()
     assert "\n" not in str(error.value)
+
+
+def test_an_export_may_download_what_it_was_told_and_nothing_else_may() -> None:
+    pair = Pair("owner/name", "qwen2-0.5b")
+    with pytest.raises(CheckpointError, match="owner/name is not on this machine"):
+        pair.config()
+    for random_weights in (False, True):
+        with pytest.raises(CheckpointError, match="cannot download owner/name"):
+            chosen_checkpoint("owner/name", None, None, random_weights=random_weights)
 
 
 # checkpoints

@@ -111,13 +111,39 @@ def test_an_index_of_other_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}',
-     '{"weight_map": {"a": ["x"]}}', "\x00\xff"],
+    ["", "{", "[]", "{}", '{"weight_map": []}', "\x00\xff", "[" * 100_000],
 )  # fmt: skip
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=rf"cannot read .*{INDEX}.*weight_map"):
         stored_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../elsewhere.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b", "C:x", "a\0",
+     3, None, ["x"], {}],
+)  # fmt: skip
+@pytest.mark.parametrize("index", [INDEX, PICKLED_INDEX])
+def test_shards_are_named_within_the_folder(tmp_path: Path, name: Any, index: str) -> None:
+    save_file(TENSORS, tmp_path / "elsewhere.safetensors")
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    save_file(TENSORS, folder / "sub" / "x.safetensors")
+    (folder / index).write_text(json.dumps({"weight_map": {"a.weight": name}}))
+    with pytest.raises(CheckpointError, match=f"cannot use .*{index}: expected names of files in"):
+        stored_weights(folder)
+
+
+def test_shards_may_be_links_as_in_the_hubs_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    write_shards(folder)
+    (tmp_path / "blobs").mkdir()
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(tmp_path / "blobs" / str(i))
+        path.symlink_to(Path("../../blobs") / str(i))
+    assert stored_weights(folder).keys() == TENSORS.keys()
 
 
 def test_one_file_outweighs_an_index_that_an_older_save_left(tmp_path: Path) -> None:

@@ -24,7 +24,13 @@ from himix_edge.engines.profiles import (
     engine_sizes,
     vision_profile,
 )
-from himix_edge.engines.store import EngineDevice, engine_key, engine_name, whole_engines
+from himix_edge.engines.store import (
+    EngineDevice,
+    engine_key,
+    engine_name,
+    seal_engines,
+    whole_engines,
+)
 from tests.runtimes.fake_cuda import FakeGpu
 
 VERSION = "10.16.1.11"
@@ -59,6 +65,7 @@ def engines_of(
                 "weights": not stripped,
             }
             (folder / engine_name(graph, "tensorrt")).write_text(json.dumps(plan))
+    seal_engines(bundle, key)
 
 
 def _graphs(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[Profile, ...]]:

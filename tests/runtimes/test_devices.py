@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+from onnx import helper
 from PIL import Image
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import Manifest
 from himix_edge.engines.gpu import Gpu
 from himix_edge.engines.profiles import Sizes
-from himix_edge.engines.store import EngineDevice, engine_key, find_engines, whole_engines
+from himix_edge.engines.store import EngineDevice, engine_key, seal_engines, whole_engines
 from himix_edge.errors import BundleError, ConfigError, DependencyError, EngineError
 from himix_edge.runtimes import load
 from himix_edge.runtimes.devices import Choices, open_engine
@@ -102,11 +105,41 @@ class _Values:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind)
 
 
+def compiled_graph(named: str, *, mode: int = 0) -> bytes:
+    """A graph of one node that names an engine, as a compilation makes it."""
+    node = helper.make_node(
+        "EPContext",
+        ["x"],
+        ["y"],
+        domain="com.microsoft",
+        main_context=1,
+        ep_cache_context=named,
+        embed_mode=mode,
+        source=TENSORRT_RTX.name,
+    )
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    made: bytes = helper.make_model(
+        helper.make_graph([node], "compiled", values[:1], values[1:])
+    ).SerializeToString()
+    return made
+
+
+def _engine_of(path: str) -> str:
+    """What a compiled graph names, as the provider finds it; a graph is its own engine."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    if [node.op_type for node in nodes] != ["EPContext"]:
+        return path
+    named = next(part.s for part in nodes[0].attribute if part.name == "ep_cache_context")
+    return str(Path(path).parent / named.decode())
+
+
 class _Session:
     def __init__(self, ort: GpuOrt, path: str, providers: list[str]) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
+        if TENSORRT_RTX.name in providers:
+            path = _engine_of(path)
         listed = ["CPUExecutionProvider"]
         self._ort, self._providers = ort, [*providers, *listed]
         self._real = onnxruntime.InferenceSession(path, options, providers=listed)
@@ -131,7 +164,8 @@ class _Session:
 
 
 @pytest.fixture
-def gpu_ort(monkeypatch: pytest.MonkeyPatch) -> GpuOrt:
+def gpu_ort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> GpuOrt:
+    monkeypatch.setenv("HIMIX_EDGE_CACHE", str(tmp_path / "cache"))
     ort = GpuOrt(CUDA.name, TENSORRT.name)
     monkeypatch.setitem(sys.modules, "onnxruntime", ort)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -146,7 +180,7 @@ def logits_of(engine: Any) -> list[Any]:
 
 def opened(source: TinyBundle | Path, device: str) -> Any:
     folder = source if isinstance(source, Path) else source.folder
-    return open_engine(folder, Manifest.read(folder), device, Choices(threads=1))
+    return open_engine(BundleFiles.open(folder), device, Choices(threads=1))
 
 
 @pytest.mark.parametrize("name", ["bundle", "fixed_bundle"])
@@ -166,7 +200,7 @@ def test_on_a_gpu_the_cache_stays_there(
     assert gpu_ort.moved - before == {"cpu": 4 if fixed else 3}
     wanted = {(f"present.{i}.{part}", "cuda", 0) for i in range(2) for part in ("key", "value")}
     assert set(gpu_ort.bound) == (set() if fixed else wanted)
-    plain = OrtEngine(source.folder, Manifest.read(source.folder), threads=1)
+    plain = OrtEngine(BundleFiles.open(source.folder), threads=1)
     for found, expected in zip(logits_of(engine), logits_of(plain), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=ENGINE_LOGITS)
 
@@ -189,7 +223,9 @@ def test_a_provider_that_does_not_load_is_no_silent_cpu(
     assert "could not load its CUDAExecutionProvider" in model.passed_over[0]
 
 
-def test_onnxruntimes_tensorrt_is_told_the_shapes(bundle: TinyBundle, gpu_ort: GpuOrt) -> None:
+def test_onnxruntimes_tensorrt_is_told_the_shapes(
+    bundle: TinyBundle, gpu_ort: GpuOrt, tmp_path: Path
+) -> None:
     one = opened(bundle, "tensorrt")
     assert one.device == "tensorrt"
     (vision, name, options), (decoder, _, more) = gpu_ort.opened
@@ -198,7 +234,10 @@ def test_onnxruntimes_tensorrt_is_told_the_shapes(bundle: TinyBundle, gpu_ort: G
     assert options["trt_profile_min_shapes"] == "pixel_values:1x3x24x24"
     assert more["trt_profile_min_shapes"].startswith("input_ids:1x1,position_ids:1x1,past_key_v")
     assert more["trt_profile_max_shapes"].endswith("past_key_values.1.value:1x2x72x8")
-    assert more["trt_engine_cache_path"] == str(bundle.folder / "engines" / "onnxruntime")
+    own = tmp_path / "cache" / "onnxruntime-tensorrt" / Manifest.read(bundle.folder).digest()
+    assert more["trt_engine_cache_path"] == more["trt_timing_cache_path"] == str(own)
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert not (bundle.folder / "engines").exists()
     assert one.engine.open(None).capacity == 64
 
 
@@ -214,7 +253,7 @@ def test_the_plugin(
     assert [name for _, name, _ in gpu_ort.opened] == [TENSORRT_RTX.name] * 2
     assert gpu_ort.opened[0][2]["nv_profile_opt_shapes"].startswith("pixel_values:1x3x24x24,past")
     logits = logits_of(one.engine)
-    plain = OrtEngine(fixed_bundle.folder, Manifest.read(fixed_bundle.folder), threads=1)
+    plain = OrtEngine(BundleFiles.open(fixed_bundle.folder), threads=1)
     for found, expected in zip(logits, logits_of(plain), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=ENGINE_LOGITS)
     assert gpu_ort.entries == []  # a graph has one profile
@@ -232,15 +271,20 @@ def test_the_plugin_opens_what_was_compiled_for_this_gpu(
     folder = Path(shutil.copytree(fixed_bundle.folder, tmp_path / "bundle"))
     manifest = Manifest.read(folder)
     device = EngineDevice("tensorrt-rtx", "1.7.1", "", "8.9")
-    with whole_engines(folder, engine_key(manifest, device, Sizes(2, 69))) as engines:
+    key = engine_key(manifest, device, Sizes(2, 69))
+    with whole_engines(folder, key) as engines:
         for name in ("vision.onnx", "decoder.onnx"):
-            for path in (folder / name, folder / f"{name}.data"):
-                shutil.copy(path, engines)
-            (engines / name).with_suffix(".engine").touch()
+            engine = (engines / name).with_suffix(".engine")
+            onnx.save(onnx.load(folder / name), engine)  # weights included
+            (engines / name).write_bytes(compiled_graph(engine.name))
+    seal_engines(folder, key)
     one = opened(folder, "auto")
-    assert one.device == "tensorrt-rtx"
-    found = find_engines(folder, manifest, device)
-    assert [path for path, _, _ in gpu_ort.opened] == [str(found.vision), str(found.decoder)]
+    assert (one.device, one.passed_over) == ("tensorrt-rtx", ())
+    paths = [Path(path) for path, _, _ in gpu_ort.opened]
+    assert [path.name for path in paths] == ["vision.onnx", "decoder.onnx"]
+    for path in paths:  # a copy, gone by now, that nobody else could change
+        assert folder not in path.parents
+        assert not path.exists()
     logits_of(one.engine)  # an image; 4 tokens in two parts, then one by one
     profiles = ["0", "0", "0", "1", "1", "1"]
     assert gpu_ort.entries == [("nv_profile_index", profile) for profile in profiles]
@@ -295,21 +339,21 @@ def test_a_bundle_for_onnxruntime_alone(bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dialect="ort")
     for device in ("tensorrt", "tensorrt-rtx"):
         with pytest.raises(BundleError, match=r"TensorRT can't run .*--target tensorrt"):
-            open_engine(bundle.folder, manifest, device, Choices())
+            open_engine(BundleFiles(bundle.folder, manifest), device, Choices())
     with pytest.raises(BundleError, match=r"not the contract's.*write_indices"):  # opened
-        open_engine(bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cuda", Choices())
 
 
 @pytest.mark.usefixtures("gpu_ort")
 def test_bfloat16_is_refused_on_the_cpu_alone(bundle: TinyBundle, fixed_bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="bfloat16")
     with pytest.raises(BundleError, match="on a CPU can't run"):
-        open_engine(bundle.folder, manifest, "cpu", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cpu", Choices())
     with pytest.raises(BundleError, match="not the contract's"):  # opened, and found to be float32
-        open_engine(bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(bundle.folder, manifest), "cuda", Choices())
     manifest = dataclasses.replace(Manifest.read(fixed_bundle.folder), dtype="bfloat16")
     with pytest.raises(BundleError, match=r"a cache that is written in place in bfloat16.*float16"):
-        open_engine(fixed_bundle.folder, manifest, "cuda", Choices())
+        open_engine(BundleFiles(fixed_bundle.folder, manifest), "cuda", Choices())
 
 
 @pytest.mark.usefixtures("gpu_ort")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, Manifest
 from himix_edge.errors import BundleError, ConfigError, DependencyError, PromptError
 from himix_edge.models.checkpoints import Checkpoint
@@ -20,6 +21,7 @@ from himix_edge.runtimes.base import FloatArray
 from himix_edge.runtimes.ort import OrtEngine
 from tests.models.reference import random_ids, random_tensor
 from tests.runtimes.conftest import TinyBundle
+from tests.tiny import opened
 from tests.tolerances import ENGINE_LOGITS, HALF_GRAPH, IMAGE_KV
 
 PROMPT = [1, 40, 41, 42, 2]
@@ -33,7 +35,7 @@ def tiny(request: pytest.FixtureRequest) -> TinyBundle:
 
 
 def engine_of(tiny: TinyBundle) -> OrtEngine:
-    return OrtEngine(tiny.folder, Manifest.read(tiny.folder), threads=1)
+    return OrtEngine(BundleFiles.open(tiny.folder), threads=1)
 
 
 def pixels(seed: int = 0) -> torch.Tensor:
@@ -178,7 +180,7 @@ def test_vanilla_positions_leave_less_room(vanilla_bundle: TinyBundle) -> None:
 
 
 def test_float16_answers_as_the_model_does(half_bundle: Path, tiny_checkpoint: Checkpoint) -> None:
-    engine = OrtEngine(half_bundle, Manifest.read(half_bundle), threads=1)
+    engine = OrtEngine(BundleFiles.open(half_bundle), threads=1)
     model = tiny_checkpoint.model()
     image = random_tensor(1, 3, 28, 28)
     kv = engine.encode(image.numpy())
@@ -215,13 +217,13 @@ def test_a_float16_bundle_generates(half_bundle: Path, tiny_bundle: Path) -> Non
 def test_bfloat16_is_refused_with_the_way_out(bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="bfloat16")
     with pytest.raises(BundleError, match=r"can't run .*found bfloat16.*--dtype float32"):
-        OrtEngine(bundle.folder, manifest)
+        OrtEngine(BundleFiles(bundle.folder, manifest))
 
 
 def test_a_manifest_of_another_dtype_is_not_that_of_the_graphs(bundle: TinyBundle) -> None:
     manifest = dataclasses.replace(Manifest.read(bundle.folder), dtype="float16")
     with pytest.raises(BundleError, match=r"vision\.onnx are not the contract's.*tensor\(float\)"):
-        OrtEngine(bundle.folder, manifest)
+        OrtEngine(BundleFiles(bundle.folder, manifest))
 
 
 def test_onnxruntime_missing(bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +235,7 @@ def test_onnxruntime_missing(bundle: TinyBundle, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("threads", [0, -1, True, 1.5])
 def test_bad_thread_counts(bundle: TinyBundle, threads: int) -> None:
     with pytest.raises(ConfigError, match="threads is out of range: expected a whole number"):
-        OrtEngine(bundle.folder, Manifest.read(bundle.folder), threads=threads)
+        OrtEngine(BundleFiles.open(bundle.folder), threads=threads)
 
 
 def test_threads_reach_onnxruntime(bundle: TinyBundle) -> None:
@@ -245,8 +247,10 @@ def test_threads_reach_onnxruntime(bundle: TinyBundle) -> None:
 def test_a_file_that_is_no_graph(bundle: TinyBundle, tmp_path: Path, name: str) -> None:
     folder = copied(bundle, tmp_path)
     (folder / name).write_bytes(b"\x00not a graph")
-    with pytest.raises(BundleError, match=f"cannot open .*{name}.*himix-edge export") as error:
-        OrtEngine(folder, Manifest.read(folder))
+    with pytest.raises(
+        BundleError, match=f"{name} is corrupt: expected an ONNX model.*himix-edge export"
+    ) as error:
+        OrtEngine(opened(folder, Manifest.read(folder)))
     assert "\n" not in str(error.value)
 
 
@@ -258,27 +262,27 @@ def test_a_graph_of_an_opset_that_onnxruntime_does_not_know_yet(
     graph.opset_import[0].version = 99
     (folder / DECODER_GRAPH).write_bytes(graph.SerializeToString())
     with pytest.raises(BundleError, match=r"[Oo]pset 99 .*pip install --upgrade onnxruntime, or"):
-        OrtEngine(folder, Manifest.read(folder))
+        OrtEngine(opened(folder, Manifest.read(folder)))
 
 
 def test_graphs_of_other_names_and_shapes(bundle: TinyBundle, tmp_path: Path) -> None:
     folder = copied(bundle, tmp_path)
     shutil.copy(folder / VISION_GRAPH, folder / DECODER_GRAPH)
     with pytest.raises(BundleError, match=r"the inputs of .*decoder.onnx are not the contract's"):
-        OrtEngine(folder, Manifest.read(folder))
+        OrtEngine(opened(folder, Manifest.read(folder)))
 
     folder = copied(bundle, tmp_path)
     graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False)
     renamed(graph, "present.1.value", "present.one.value")
     onnx.save(graph, folder / DECODER_GRAPH)
     with pytest.raises(BundleError, match=r"outputs .*no present.1.value"):
-        OrtEngine(folder, Manifest.read(folder))
+        OrtEngine(opened(folder, Manifest.read(folder)))
 
     manifest = Manifest.read(bundle.folder)
     decoder = dataclasses.replace(manifest.config.decoder, vocab_size=300)
     config = dataclasses.replace(manifest.config, decoder=decoder)
     with pytest.raises(BundleError, match=r"logits float32 \[\?, 1, 300\].*found logits as .*259"):
-        OrtEngine(bundle.folder, dataclasses.replace(manifest, config=config))
+        OrtEngine(BundleFiles(bundle.folder, dataclasses.replace(manifest, config=config)))
 
 
 def copied(bundle: TinyBundle, tmp_path: Path) -> Path:

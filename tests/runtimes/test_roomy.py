@@ -29,8 +29,15 @@ from himix_edge.runtimes import ort_cache
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.ort import OrtEngine
-from himix_edge.runtimes.tokenizer import Tokenizer
-from tests.runtimes.fakes import CHAT, VOCAB_SIZE, byte_tokenizer, manifest, tiny_config
+from tests.runtimes.fakes import (
+    CHAT,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    manifest,
+    tiny_config,
+    tokenizer_at,
+)
+from tests.tiny import opened
 from tests.tolerances import ENGINE_LOGITS, IMAGE_KV
 
 Array = NDArray[np.float32]
@@ -68,7 +75,7 @@ def ort_manifest() -> Manifest:
 
 @pytest.fixture
 def engine(folder: Path) -> OrtEngine:
-    return OrtEngine(folder, ort_manifest(), threads=1)
+    return OrtEngine(opened(folder, ort_manifest()), threads=1)
 
 
 def pixels(seed: int = 0, batch: int = 1) -> Array:
@@ -202,7 +209,7 @@ def test_a_bundle_of_the_dialect_before(folder: Path, tmp_path: Path) -> None:
     graph.graph.initializer.append(constant(WRITE_INDICES, np.zeros(1, np.int64)))
     onnx.save(graph, tmp_path / DECODER_GRAPH)
     with pytest.raises(BundleError, match=r"the inputs of .*found no write_indices.*export"):
-        OrtEngine(tmp_path, ort_manifest())
+        OrtEngine(opened(tmp_path, ort_manifest()))
 
 
 # What an earlier conversation about the image has computed already
@@ -234,8 +241,8 @@ def test_it_goes_back_in_place(engine: OrtEngine) -> None:
 def test_questions_that_begin_alike_are_answered_as_if_alone(folder: Path) -> None:
     model = Model(
         ort_manifest(),
-        Tokenizer(folder / TOKENIZER, CHAT),
-        CountingEngine(folder, ort_manifest(), threads=1),
+        tokenizer_at(folder / TOKENIZER, CHAT),
+        CountingEngine(opened(folder, ort_manifest()), threads=1),
     )
     assert isinstance(model.engine, CountingEngine)
     picture = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -253,8 +260,8 @@ def test_a_conversation_is_not_disturbed_by_those_that_branch_off(folder: Path) 
     description = ort_manifest()
     model = Model(
         description,
-        Tokenizer(folder / TOKENIZER, CHAT),
-        OrtEngine(folder, description, threads=1),
+        tokenizer_at(folder / TOKENIZER, CHAT),
+        OrtEngine(opened(folder, description), threads=1),
     )
     picture = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 

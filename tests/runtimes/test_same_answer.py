@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import himix_edge
 from himix_edge import bundles
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import VISION_GRAPH, Manifest
 from himix_edge.export.bundle import export_bundle
 from himix_edge.export.quantized_bundle import quantize_bundle
@@ -49,7 +50,7 @@ def quantized(
 
 @pytest.fixture
 def engine(quantized: Path) -> OrtEngine:
-    return OrtEngine(quantized, Manifest.read(quantized), threads=1)
+    return OrtEngine(BundleFiles.open(quantized), threads=1)
 
 
 def pixels(seed: int, batch: int = 1) -> Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import shutil
 import sys
 import types
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from himix_edge.contract import Manifest
+from himix_edge.bundle.files import BundleFiles
+from himix_edge.contract import FileRecord, Manifest
 from himix_edge.engines.build import Built
 from himix_edge.engines.gpu import gpu_here
 from himix_edge.engines.plan import BuildPlan
-from himix_edge.engines.store import find_engines
+from himix_edge.engines.store import StoredEngines, find_engines
 from himix_edge.engines.trt import engine_device
 from himix_edge.errors import ConfigError, DependencyError, EngineError, PromptError
 from himix_edge.runtimes import load
@@ -103,7 +106,7 @@ def test_logits_are_the_models_and_onnxruntimes(
     source: TinyBundle, tmp_path: Path, gpu: FakeGpu
 ) -> None:
     engine = engine_of(source, tmp_path, gpu)
-    other = OrtEngine(source.folder, Manifest.read(source.folder), threads=1)
+    other = OrtEngine(BundleFiles.open(source.folder), threads=1)
     cache = engine.open(engine.encode(pixels()))
     twin = other.open(other.encode(pixels()))
     text: list[int] = []
@@ -290,7 +293,7 @@ def test_greedy_answers_of_several_turns_are_onnxruntimes(
 def test_float16(half_bundle: Path, tmp_path: Path, gpu: FakeGpu) -> None:
     folder = with_engines(half_bundle, tmp_path, gpu, max_cache=40)
     manifest = Manifest.read(folder)
-    engine, other = TrtEngine(folder, manifest), OrtEngine(folder, manifest, threads=1)
+    engine, other = TrtEngine(folder, manifest), OrtEngine(BundleFiles(folder, manifest), threads=1)
     image: FloatArray = random_tensor(1, 3, 28, 28).numpy()
     cache, twin = engine.open(engine.encode(image)), other.open(other.encode(image))
     assert cache.capacity == 40
@@ -406,17 +409,20 @@ def test_engines_without_weights_get_them(
     check(fixed_bundle, 0, PROMPT, logits)
 
 
-def test_a_plan_that_tensorrt_refuses(
-    bundle: TinyBundle, tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_tensorrt_refuses(bundle: TinyBundle, tmp_path: Path, gpu: FakeGpu) -> None:
     folder = with_engines(bundle.folder, tmp_path, gpu)
     (plan,) = folder.glob("engines/*/decoder.plan")
     plan.write_bytes(b"x" * plan.stat().st_size)
     with pytest.raises(EngineError, match=r"decoder\.plan is corrupt.*sha256"):
         load(folder, device="tensorrt")
-    monkeypatch.setattr("himix_edge.engines.store.sha256_of", lambda _: "")
+    with pytest.raises(EngineError, match=r"decoder\.plan is corrupt.*sha256"):
+        load(folder, device="tensorrt", verify=False)  # that is about the bundle, not its engines
+    record = json.loads((plan.parent / "engine.json").read_bytes())
+    record["files"]["decoder.plan"] = dataclasses.asdict(FileRecord.of(plan))
+    (plan.parent / "engine.json").write_text(json.dumps(record))
+    StoredEngines.read(folder, plan.parent.name).trust()
     with pytest.raises(EngineError, match=r"can't load .*decoder\.plan: found magic tag"):
-        load(folder, device="tensorrt", verify=False)
+        load(folder, device="tensorrt")
 
 
 def test_shapes_that_the_engine_was_not_built_for(
