@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from himix_edge import __version__
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import MANIFEST
-from himix_edge.errors import DependencyError, OutputError
-from himix_edge.files import sha256_of, whole_file
+from himix_edge.errors import BundleError, DependencyError, OutputError
+from himix_edge.files import sha256_of, sole_writer, whole_file
+from himix_edge.remedies import output_errors
 
 DEMO_CHECKPOINT = Path(__file__).parent / "assets" / "shapes-demo"
 LAST_EXPORT = "last-export"  # a file with the folder's path
@@ -95,8 +98,11 @@ def demo_bundle(progress: Progress) -> Path:
     weights = sha256_of(DEMO_CHECKPOINT / "model.safetensors")
     try:
         bundle = cache_folder() / f"shapes-demo-{__version__}-{weights[:12]}"
-        if not os.path.isfile(bundle / MANIFEST):  # noqa: PTH113 (False too where it can't be told)
-            _export_demo(bundle, progress)
+        with output_errors(bundle):
+            if not _is_whole(bundle):
+                with sole_writer(bundle):  # of two first runs, the second waits for the first's
+                    if not _is_whole(bundle):
+                        _export_demo(bundle, progress)
     except OutputError as error:
         raise OutputError(
             f"no bundle was named, and the demo model's can't be kept: {error.failed}",
@@ -108,6 +114,15 @@ def demo_bundle(progress: Progress) -> Path:
     return bundle
 
 
+def _is_whole(bundle: Path) -> bool:
+    try:
+        with BundleFiles.open(bundle) as files:
+            files.check()
+    except BundleError:
+        return False
+    return True
+
+
 def _export_demo(bundle: Path, progress: Progress) -> None:
     try:
         from himix_edge.export.bundle import export_bundle
@@ -117,4 +132,6 @@ def _export_demo(bundle: Path, progress: Progress) -> None:
             f"no bundle was named, and the demo model can't be exported without {error.name}",
             fix="name a bundle with --bundle, or: pip install 'himix-edge[export]'",
         ) from error
+    if os.path.isdir(bundle):  # noqa: PTH112 (damaged; all of the cache can be made again)
+        shutil.rmtree(bundle)
     export_bundle(read_checkpoint(DEMO_CHECKPOINT), bundle, progress=progress)

@@ -361,7 +361,9 @@ def info(
     from himix_edge.bundle.files import BundleFiles
     from himix_edge.bundle.summary import summary_of
     from himix_edge.engines.listing import engine_states
+    from himix_edge.files import put_back
 
+    put_back(bundle)
     with BundleFiles.open(bundle) as files:
         files.check()
         engines = engine_states(bundle, files.manifest)

@@ -114,14 +114,14 @@ def converted_checkpoint(source: str, calibration: Path | None, bundle: Path | N
         as `convert` of the pipeline.
     """
     from himix_edge.convert.pipeline import ConvertOptions
-    from himix_edge.export.bundle import is_bundle
+    from himix_edge.export.bundle import BUNDLE
     from himix_edge.files import refuse_foreign_folder
 
     if calibration is None or bundle is None:
         raise ConfigError(
             "--from needs two folders", fix="add --calibration PICTURES and --output BUNDLE"
         )
-    refuse_foreign_folder(bundle, "bundle", is_bundle)
+    refuse_foreign_folder(bundle, BUNDLE)
     place = bundle.resolve()  # of a name, where the bundle is "."
     output = place.with_name(f"{place.name}-checkpoint")
     conversion = converted(source, calibration, output, ConvertOptions())

@@ -113,7 +113,7 @@ def scene(
     import numpy as np
 
     from himix_edge import progress
-    from himix_edge.files import whole_file
+    from himix_edge.files import PNG, whole_file
     from himix_edge.shapes.album import write_album
     from himix_edge.shapes.questions import description
     from himix_edge.shapes.render import render
@@ -126,7 +126,7 @@ def scene(
         print(output)
         return
     drawn = random_scene(np.random.default_rng(seed))
-    with whole_file(output) as file:
+    with whole_file(output, begins=PNG) as file:
         render(drawn, size).save(file, format="PNG")
     print(description(drawn) if answer else output)
 

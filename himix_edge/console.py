@@ -5,15 +5,31 @@ stdout and stderr keep their encoding; what it lacks is replaced. JSON is ASCII.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from himix_edge.errors import HimixError, OutputError
+from himix_edge.remedies import reason_of, remedy_for, shortage
+
+_LONGEST = 500  # characters of what a library says
+_ENDINGS = ("SIGTERM", "SIGHUP")  # what a system, a service or a closed terminal sends
+
+
+class _Ended(BaseException):
+    """A signal that ends the program, raised so that what it was writing is cleared away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 
@@ -21,26 +37,60 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u
 def run_command(command: Callable[[], int], *, debug: bool = False) -> int:
     """Runs a command line: what it returns, or 1 after an error in one line, or 130 after Ctrl-C.
 
+    A command that SIGTERM or SIGHUP ends clears what it has begun to write, as after Ctrl-C.
+
     Args:
         debug: errors are raised, for their traceback; a reader that has gone is none.
     """
     try:
-        prepare_streams()
-        try:
-            return command()
-        finally:
-            sys.stdout.flush()  # a full disk shows here, or nowhere
+        with _ended_by_signals():
+            prepare_streams()
+            try:
+                return command()
+            finally:
+                sys.stdout.flush()  # a full disk shows here, or nowhere
     except BrokenPipeError:  # whoever read our output has gone
         _drop_stdout()
         return 1
     except KeyboardInterrupt:
         return 130
-    except (HimixError, OSError, UnicodeError) as error:
+    except _Ended as end:
+        return 128 + end.number
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
         _drop_stdout()
         if debug:
             raise
-        print(f"Error: {_in_one_line(error)}", file=sys.stderr)
+        _say(f"Error: {one_line(error)}")
         return 1
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets signals raise `_Ended`, where nobody else handles them, and only in the main thread."""
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # the clearing is not to be cut short by a second one
+        raise _Ended(number)
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        for name in _ENDINGS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, end)
+                taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # stderr is full, or closed: nobody listens
+        print(line, file=sys.stderr, flush=True)
 
 
 def prepare_streams() -> None:
@@ -76,11 +126,30 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2), flush=True)
 
 
-def _in_one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong and what helps, of any error, in one line of readable characters."""
+    short = shortage(error)
+    if isinstance(error, HimixError):
+        if short is None or (error.fix and short[1] in error.fix):
+            return str(error)
+        found, fix = short
+        return str(HimixError(error.failed, expected=error.expected, found=found, fix=fix))
+    if short and not isinstance(error, OSError):
+        return str(HimixError(short[0], fix=short[1]))
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename is not None else ""
+        return str(HimixError(f"{reason_of(error)}{where}", fix=remedy_for(error)))
     if isinstance(error, UnicodeEncodeError):  # of a path that is no text, by a library
         return f"a name that is no text: {error.object[:300]!r}. Fix: rename it"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, HimixError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, RecursionError):
+        return str(HimixError("a file is nested too deeply", fix="check the files it was given"))
+    text = " ".join(str(error).split())[:_LONGEST] or "no more is known"
+    return str(
+        HimixError(
+            f"{type(error).__name__}: {text}",
+            fix="run it again with --debug, and report what it prints",
+        )
+    )
 
 
 def _drop_stdout() -> None:

@@ -309,6 +309,16 @@ def _seal(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def sealed_files(folder: Path) -> set[str] | None:
+    """The names that a folder's manifest lists, of any version; None if its seal is not right."""
+    try:
+        body = json.loads((folder / MANIFEST).read_bytes())
+        seal, files = body.pop("seal"), set(body["files"])
+        return files if _seal(body) == seal else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def corrupt(path: Path, expected: str, found: str) -> BundleError:
     """The error for a file of a bundle that is not what it should be."""
     return BundleError(f"{path} is corrupt", expected=expected, found=found, fix=COPY_AGAIN)

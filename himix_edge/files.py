@@ -1,4 +1,4 @@
-"""Files that are whole or not there: everything the project writes passes through here.
+"""Files and folders that are whole or not there: everything the project writes passes through here.
 
 A file is written beside its place and renamed to it. So is a folder, in one of two ways:
 
@@ -8,6 +8,9 @@ A file is written beside its place and renamed to it. So is a folder, in one of 
                 folder, the working folder, or one beside which nothing can be written. The new
                 files are written within it, hidden; in the end they are moved to their names, the
                 one that makes them a whole last, so that nobody sees a manifest without its files.
+
+One writer at a time has an output; others wait (`claims.py`). What a killed one left is put back or
+cleared by the next one at the same place (`replacing.py`). Bytes are on the disk before a name is.
 """
 
 from __future__ import annotations
@@ -17,22 +20,32 @@ import errno
 import hashlib
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+from himix_edge.claims import NEW, PARTIAL, PREFIX, claim, clear, holder_name
 from himix_edge.errors import OutputError
+from himix_edge.remedies import output_errors
+from himix_edge.replacing import entries, fill, recover, sync, sync_all, take_place
 
-PARTIAL = ".partial"  # the ending of a file or folder that is still being written
-_PREFIX = ".himix-edge-"
-_LOST_AND_FOUND = "lost+found"  # stands in every fresh file system of Linux
-_ATTEMPTS = 100  # at taking a place that others take at the same time
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # taken, or gone, since we looked
+PNG = b"\x89PNG"  # how such a file begins
 _IS_A_FOLDER = (errno.EISDIR, os.strerror(errno.EISDIR))
 _IS_NO_FILE = (errno.EINVAL, "a device or a pipe")
-_IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)  # a mount point, another's
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder is that we write, and may replace.
+
+    Attributes:
+        name: for people: "bundle".
+        stranger: what a folder holds that is not of this kind, in words; None where all of it is.
+    """
+
+    name: str
+    stranger: Callable[[Path], str | None]
 
 
 def sha256_of(path: Path) -> str:
@@ -45,88 +58,143 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, begins: bytes | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
     Where `path` is a link, the file that it names is replaced.
 
+    Args:
+        begins: how all files of this format begin: a file that doesn't is not replaced.
+
     Raises:
         OutputError: the folder can't be written, the disk is full, or no file can be there.
     """
-    with _output_errors(path):
+    with output_errors(path):
         target = path.resolve()
-        _require_file(target)
-        with _made(target.parent), _holder(target.parent) as holder:
-            temporary = holder / target.name
+        _require_file(target, begins)
+        with _made(target.parent), claim(target.parent, target.name, path) as holder:
+            clear(holder)
+            temporary = holder / NEW / target.name
+            temporary.parent.mkdir()
             yield temporary
+            sync(temporary)
+            _require_file(target, begins)
             temporary.replace(target)
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, *, keep: str | None = None, last: str | None = None) -> Iterator[Path]:
+def whole_folder(
+    path: Path, *, kind: Kind | None = None, keep: str | None = None, last: str | None = None
+) -> Iterator[Path]:
     """An empty temporary folder that takes the place of `path` when the block ends without error.
 
     A folder that already stands at `path` stays as it is until the new one is whole, and is then
-    replaced. Whatever ends the block early, Ctrl-C too, leaves no debris.
+    replaced. Whatever ends the block early, Ctrl-C too, leaves no debris; a kill leaves a hidden
+    folder that the next writer clears.
 
     Args:
+        kind: what may be replaced; None is any folder.
         keep: a folder within that outlives the replacement, unless the new one has its own.
         last: the file within without which nobody takes the folder for whole: a manifest.
 
     Raises:
-        OutputError: neither the folder nor its parent can be written, or the disk is full.
+        OutputError: neither the folder nor its parent can be written, the disk is full, or what
+            stands there by then is not of that kind.
     """
-    with _output_errors(path):
+
+    def check(folder: Path) -> None:
+        if kind and not _is_empty(folder):
+            _refuse_stranger(path, folder, kind)
+
+    with output_errors(path):
         target = path.resolve()
-        filled = _must_stay(target)
-        with _made(target.parent), _holder(target if filled else target.parent) as holder:
-            temporary = holder / (target.name or "new")
-            temporary.mkdir()
+        with _made(target.parent), _claimed(target, path) as (holder, filled):
+            temporary = holder / NEW / (target.name or NEW)
+            temporary.mkdir(parents=True)
             yield temporary
+            sync_all(temporary)
             if filled:
-                _fill(target, temporary, keep, last)
+                check(target)
+                fill(target, temporary, keep, last)
             else:
-                _take_place(target, temporary, keep, last)
+                take_place(target, temporary, keep, last, check)
 
 
-def refuse_foreign_folder(path: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
+@contextlib.contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keeps other runs from writing `path` while this one, in several steps, does.
+
+    They wait. What a killed one left of it is put back or cleared first.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    with output_errors(path), ExitStack() as stack:
+        target = path.resolve()
+        stack.enter_context(_made(target.parent))
+        stack.enter_context(_claimed(target, path))
+        yield
+
+
+def put_back(path: Path) -> None:
+    """Where a killed run has left a folder in parts, and no other is at work: makes it whole.
+
+    Whoever only reads may call it: what can't be mended is left as it is.
+    """
+    target = path.resolve()
+    places = ((target.parent, target.name), (target, target.name))
+    if any((folder / holder_name(name)).exists() for folder, name in places):
+        with contextlib.suppress(OSError, OutputError), _claimed(target, None):
+            pass
+
+
+def refuse_foreign_folder(path: Path, kind: Kind) -> None:
     """Lets a folder be written only where it can be, and nothing of someone else's would be lost.
 
     Call it before the work: it makes a folder there, or as near as there is one, and removes it.
 
     Args:
         path: where a folder is to be written.
-        kind: what it will be, for the error: "bundle".
-        is_ours: whether a folder is of that kind, and may be replaced.
+        kind: what it will be, and may replace.
 
     Raises:
         OutputError: a file stands at `path`, or a folder that is neither empty nor of that kind;
             or nothing can be written there.
     """
-    with _output_errors(path):
-        free = not (path.exists() or path.is_symlink())
-        free = free or (path.is_dir() and (_is_empty(path) or is_ours(path)))
-        if free:
-            _require_writable(path.resolve())
-            return
-    raise OutputError(
+    with output_errors(path):
+        target = path.resolve()
+        with _probed(target, path):
+            if target.is_dir() and not _is_empty(target):
+                _refuse_stranger(path, target, kind)
+            elif (path.exists() or path.is_symlink()) and not target.is_dir():
+                raise _not_replaced(path, kind, "a file")
+
+
+def _refuse_stranger(path: Path, folder: Path, kind: Kind) -> None:
+    if stranger := kind.stranger(folder):
+        raise _not_replaced(path, kind, f"another folder: {stranger}")
+
+
+def _not_replaced(path: Path, kind: Kind, found: str) -> OutputError:
+    return OutputError(
         f"will not replace {path}",
-        expected=f"a {kind} there, or nothing yet",
-        found="another folder" if path.is_dir() else "a file",
+        expected=f"a {kind.name} there, or nothing yet",
+        found=found,
         fix="choose another place, or move it away",
     )
 
 
-def refuse_unwritable_file(path: Path) -> None:
+def refuse_unwritable_file(path: Path, *, begins: bytes | None = None) -> None:
     """Before the work: whether `whole_file` can begin there.
 
     Raises:
         OutputError: it can't.
     """
-    with _output_errors(path):
+    with output_errors(path):
         target = path.resolve()
-        _require_file(target)
-        _require_writable(target.parent)
+        _require_file(target, begins)
+        with _probed(target, path):
+            pass
 
 
 def refuse_overlap(output: Path, source: Path) -> None:
@@ -152,7 +220,7 @@ def refuse_too_large(path: Path, size: int) -> None:
     Raises:
         OutputError: it has not.
     """
-    with _output_errors(path):
+    with output_errors(path):
         free = shutil.disk_usage(_nearest_folder(path.resolve())).free
     if size > free:
         raise OutputError(
@@ -169,30 +237,61 @@ def work_folder(path: Path, ending: str) -> Path:
     Beside it; within it, hidden, where that is the only place.
     """
     target = path.resolve()
-    if target.is_dir() and _must_stay(target) and not _can_write(target.parent):
-        return target / f"{_PREFIX}{ending.lstrip('.')}{PARTIAL}"
+    if target.is_dir() and not _can_write(target.parent, target.name):
+        return target / f"{PREFIX}{ending.lstrip('.')}{PARTIAL}"
     return target.with_name(target.name + ending)
 
 
 # Where.
 
 
-def entries(folder: Path) -> Iterator[Path]:
-    """What is in a folder, but for what an interrupted writer, or the file system, has left."""
-    for entry in folder.iterdir():
-        ours = entry.name.startswith(_PREFIX) and entry.name.endswith(PARTIAL)
-        if not ours and entry.name != _LOST_AND_FOUND:
-            yield entry
-
-
 def _is_empty(folder: Path) -> bool:
     return not any(entries(folder))
 
 
-def _require_file(target: Path) -> None:
-    """Whether there is nothing yet, or a file: a device or a pipe must not be replaced by one."""
-    if target.exists() and not target.is_file():
+def _require_file(target: Path, begins: bytes | None) -> None:
+    """Whether there is nothing yet, or a file that may be replaced: no device, no pipe."""
+    if not target.exists():
+        return
+    if not target.is_file():
         raise OSError(*_IS_A_FOLDER if target.is_dir() else _IS_NO_FILE)
+    if begins and target.stat().st_size:
+        with target.open("rb") as file:
+            if file.read(len(begins)) != begins:
+                raise OutputError(
+                    f"will not replace {target}",
+                    expected=f"a {target.suffix or 'picture'} file there, or nothing yet",
+                    found="a file of another format",
+                    fix="choose another place, or move it away",
+                )
+
+
+@contextlib.contextmanager
+def _claimed(target: Path, output: Path | None) -> Iterator[tuple[Path, bool]]:
+    """The hidden folder to write in, and whether `target` is to be filled.
+
+    The claim is on the folder beside `target` wherever it can be, and on one within besides where
+    that is to be filled: all writers meet in one of them.
+    """
+    with ExitStack() as stack:
+        try:
+            holder = stack.enter_context(claim(target.parent, target.name, output))
+        except BlockingIOError:
+            raise
+        except OSError:
+            if not target.is_dir():
+                raise
+            filled = True
+        else:
+            recover(target, holder)
+            if (target / holder_name(target.name)).exists():  # a killed writer was filling it
+                with claim(target, target.name, output) as left:
+                    recover(target, left)
+            filled = _must_stay(target)
+        if filled:
+            holder = stack.enter_context(claim(target, target.name, output))
+            recover(target, holder)
+        yield holder, filled
 
 
 def _must_stay(target: Path) -> bool:
@@ -200,8 +299,7 @@ def _must_stay(target: Path) -> bool:
     if not target.is_dir():
         return False
     here = Path.cwd()
-    used = target == here or target in here.parents
-    return used or _is_empty(target) or _is_mount(target) or not _can_write(target.parent)
+    return target == here or target in here.parents or _is_empty(target) or _is_mount(target)
 
 
 def _is_mount(target: Path) -> bool:
@@ -214,18 +312,26 @@ def _is_mount(target: Path) -> bool:
     return os.path.ismount(target) or os.fsencode(target) in named
 
 
-def _require_writable(target: Path) -> None:
-    """Makes a folder in the nearest one there is, which is what writing `target` begins with."""
-    with _holder(_nearest_folder(target)):
-        pass
+@contextlib.contextmanager
+def _probed(target: Path, output: Path) -> Iterator[None]:
+    """Claims a place, or as near as there is a folder, which is what writing it begins with."""
+    nearest = _nearest_folder(target.parent)
+    with ExitStack() as stack:
+        if nearest == target.parent:
+            stack.enter_context(_claimed(target, output))
+        else:
+            stack.enter_context(claim(nearest, target.name, output))
+        yield
 
 
-def _can_write(folder: Path) -> bool:
+def _can_write(folder: Path, name: str) -> bool:
     try:
-        _require_writable(folder)
+        with claim(folder, name, None):
+            return True
+    except BlockingIOError:
+        return True
     except OSError:
         return False
-    return True
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -251,145 +357,3 @@ def _made(folder: Path) -> Iterator[None]:
             for parent in missing:
                 parent.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def _holder(folder: Path) -> Iterator[Path]:
-    """A fresh hidden folder within; whatever it holds afterwards is removed with it."""
-    holder = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=PARTIAL, dir=folder))
-    try:
-        yield holder
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-
-
-# Exchanging.
-
-
-def _take_place(target: Path, new: Path, keep: str | None, last: str | None) -> None:
-    """Puts a whole folder in its place, against others who do the same at the same time."""
-    for _ in range(_ATTEMPTS):
-        linked = False
-        try:
-            if not target.exists():
-                new.rename(target)  # to an empty folder too; not to a full one
-                return
-            shutil.copymode(target, new)
-            linked = bool(keep) and _linked(target, new, keep or "")
-            _exchange(target, new)
-            return
-        except OSError as error:
-            if linked:
-                shutil.rmtree(new / (keep or ""))
-            if error.errno in _IMMOVABLE:
-                _fill(target, new, keep, last)
-                return
-            if error.errno not in _OCCUPIED:
-                raise
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-
-
-def _linked(target: Path, new: Path, keep: str) -> bool:
-    """Gives the new folder what it keeps of the old one, which stays whole until it is replaced.
-
-    Raises:
-        OSError: another writer has replaced the old one meanwhile, or the file system can't link.
-    """
-    before, failure = _identity(target), None
-    there = (target / keep).is_dir() and not (new / keep).exists()
-    if there:
-        partial = shutil.ignore_patterns(f".*{PARTIAL}")
-        try:
-            shutil.copytree(
-                target / keep, new / keep, symlinks=True, copy_function=os.link, ignore=partial
-            )
-        except (OSError, shutil.Error) as error:
-            failure = error
-    replaced = _identity(target) != before
-    if failure or replaced:
-        if there:
-            shutil.rmtree(new / keep, ignore_errors=True)
-        why = errno.ENOENT if replaced else errno.EXDEV
-        raise OSError(why, os.strerror(why)) from failure
-    return there
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """The same as long as it is the same folder, by its number and when that got its name."""
-    found = folder.stat()
-    return found.st_ino, found.st_ctime_ns
-
-
-def _exchange(target: Path, new: Path) -> None:
-    """Two folders' names, in one step where the system has one."""
-    if _exchanged(target, new):
-        return
-    old = new.with_name("old")
-    try:
-        target.rename(old)
-        new.rename(target)
-    except BaseException:  # Ctrl-C too: the old one must not go with its holder
-        if not target.exists():
-            old.rename(target)
-        raise
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Linux's renameat2; False where there is none, or the file system doesn't know it."""
-    if not sys.platform.startswith("linux"):
-        return False
-    import ctypes
-
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    names = os.fsencode(one), os.fsencode(other)
-    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number))
-
-
-# Filling.
-
-
-def _fill(target: Path, new: Path, keep: str | None, last: str | None) -> None:
-    """Moves what the new folder holds into its place; what stood there goes, or all comes back."""
-    old = new.with_name(f"{new.name}-before")
-    old.mkdir()
-    moved: list[tuple[Path, Path]] = []
-
-    def order(entry: Path) -> tuple[bool, str]:
-        return entry.name == last, entry.name
-
-    def move(source: Path, place: Path) -> None:
-        moved.append((source, place))  # before it is done: Ctrl-C may come between
-        source.rename(place)
-
-    try:
-        for entry in sorted(entries(target), key=order, reverse=True):
-            if entry.name != keep or (new / entry.name).exists():
-                move(entry, old / entry.name)
-        for entry in sorted(new.iterdir(), key=order):
-            move(entry, target / entry.name)
-    except BaseException:
-        for source, place in reversed(moved):
-            with contextlib.suppress(FileNotFoundError):  # this one had not moved
-                place.rename(source)
-        raise
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write {path}",
-            expected="a folder that can be written, with room on the disk",
-            found=reason,
-            fix="choose another place, or free some space",
-        ) from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
 
+from himix_edge.claims import scratch_folder
 from himix_edge.evaluation import Watch, evaluate, table
 from himix_edge.export.bundle import export_bundle
-from himix_edge.files import refuse_foreign_folder
-from himix_edge.models.checkpoints import is_checkpoint, read_checkpoint, save_checkpoint
+from himix_edge.files import refuse_foreign_folder, sole_writer
+from himix_edge.models.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from himix_edge.shapes.benchmark import NOTICE
 from himix_edge.trained import remember_checkpoint
 from himix_edge.training.card import model_card
@@ -33,7 +33,12 @@ def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch
         TrainingError: a state in `output` belongs to another run, or is corrupt.
         OutputError: `output` can't be written, or holds a checkpoint folder of someone else's.
     """
-    refuse_foreign_folder(output / "checkpoint", "checkpoint", is_checkpoint)
+    refuse_foreign_folder(output / "checkpoint", CHECKPOINT)
+    with sole_writer(output):
+        return _train_checkpoint(recipe, seed, output, scenes, watch)
+
+
+def _train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch: Watch) -> Path:
     log = TrainingLog(output)
 
     def watch_training(progress: Progress) -> None:
@@ -55,9 +60,9 @@ def train_checkpoint(recipe: Recipe, seed: int, output: Path, scenes: int, watch
         )
         return folder
 
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / "bundle"
-        export_bundle(read_checkpoint(save(Path(scratch) / "checkpoint", "# A trial\n")), bundle)
+    with scratch_folder() as scratch:
+        bundle = scratch / "bundle"
+        export_bundle(read_checkpoint(save(scratch / "checkpoint", "# A trial\n")), bundle)
         result = evaluate(bundle, scenes, None, watch)
     card = model_card(recipe, seed, log.last, table(result), scenes)
     checkpoint = save(output / "checkpoint", card)

@@ -351,9 +351,9 @@ def test_ctrl_c_in_export_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> N
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(place.glob(".*.partial")) and time.monotonic() < deadline:
+    while not list(place.glob(".*.partial/new/*")) and time.monotonic() < deadline:
         time.sleep(0.02)  # until it writes
-    assert list(place.glob(".*.partial"))
+    assert list(place.glob(".*.partial/new/*"))
     process.send_signal(SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

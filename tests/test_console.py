@@ -81,10 +81,33 @@ def test_an_error_about_an_odd_path_is_one_line(encoding: str) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("open('/nowhere/a')", "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("open('/nowhere/a')", "Error: No such file or directory: /nowhere/a. Fix: check the path"),
         ("'\\udcff'.encode()", "a name that is no text: '\\udcff'. "),
         ("b'\\xff'.decode()", "UnicodeDecodeError: "),
-        ("raise OSError", "Error: OSError: OSError"),
+        ("raise OSError", "Error: OSError. Fix: choose another place"),
+        ("raise OSError(28, 'no space')", "Error: no space. Fix: free some space on the disk"),
+        (
+            "raise OSError(24, 'too many', 'a')",
+            "Error: too many: a. Fix: close other programs, or ",
+        ),
+        ("raise MemoryError", "Error: not enough memory. Fix: close other programs, use --threads"),
+        ("raise RuntimeError('std::bad_alloc')", "Error: not enough memory. Fix: close other"),
+        ('raise RuntimeError("can\'t allocate memory")', "Error: not enough memory. Fix: close"),
+        (
+            "raise BundleError('b', fix='no') from MemoryError()",
+            "Error: b: found not enough memory",
+        ),
+        (
+            "raise BundleError('b', fix='no') from OSError(24, 'many')",
+            "found many. Fix: close other",
+        ),
+        ("raise RecursionError", "Error: a file is nested too deeply. Fix: "),
+        (
+            "1 / 0",
+            "Error: ZeroDivisionError: division by zero. Fix: run it again with ",
+        ),
+        ("raise KeyError('\\x1b[31m')", "Error: KeyError: '\\x1b[31m'. "),
+        ("raise type('PanicException', (BaseException,), {})('p')", "Error: PanicException: p. "),
         ("raise BundleError('two\\nlines')", "Error: two lines"),
     ],
 )
@@ -102,7 +125,10 @@ def test_what_a_library_raises_is_one_line(body: str, said: str) -> None:
 def test_a_full_disk_is_one_line(body: str, end: str) -> None:
     done = run(f"{body}\n{end}", "> /dev/full")
     assert done.returncode == 1
-    assert done.stderr == b"Error: OSError: [Errno 28] No space left on device\n"
+    assert done.stderr == (
+        b"Error: No space left on device. "
+        b"Fix: free some space on the disk, or choose another place\n"
+    )
 
 
 def test_a_closed_stdout_is_one_line() -> None:
@@ -135,7 +161,7 @@ def test_what_a_command_returns_or_raises(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(BundleError):
         run_command(lambda: raising(BundleError("mine")), debug=True)
     with pytest.raises(ZeroDivisionError):
-        run_command(lambda: raising(ZeroDivisionError()))
+        run_command(lambda: raising(ZeroDivisionError()), debug=True)
 
 
 def test_a_stream_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from himix_edge import files
+from himix_edge import files, replacing
 from himix_edge.errors import BundleError, OutputError
 from himix_edge.files import (
+    Kind,
     refuse_foreign_folder,
     refuse_overlap,
     refuse_too_large,
@@ -63,7 +64,9 @@ def test_a_file_appears_when_whole(tmp_path: Path) -> None:
     with whole_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
         assert not (tmp_path / "a.txt").exists()
-        assert temporary.parent.parent == tmp_path  # the same disk, so that renaming is atomic
+        assert (
+            temporary.parent.parent.parent == tmp_path
+        )  # the same disk, so that renaming is atomic
         assert temporary.name == "a.txt"
     assert contents(tmp_path) == {"a.txt": "new"}
 
@@ -135,9 +138,9 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, write: Writer) -> None:
     with pytest.raises(OutputError) as error:
         write(tmp_path / "out", no_space)
     assert str(error.value) == (
-        f"cannot write {tmp_path / 'out'}: expected a folder that can be written, with room on "
-        "the disk, found No space left on device. Fix: choose another place, or free some "
-        "space"
+        f"cannot write {tmp_path / 'out'}: expected a place that can be written, with room on "
+        "the disk, found No space left on device. Fix: free some space on the disk, or choose "
+        "another place"
     )
     assert contents(tmp_path) == {}
 
@@ -146,7 +149,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, write: Writer) -> None:
 @pytest.mark.parametrize("below", ["file/out", "file/deep/out"])
 def test_a_file_where_a_folder_is_needed(tmp_path: Path, write: Writer, below: str) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(OutputError, match=r"cannot write .*out: expected a folder"):
+    with pytest.raises(OutputError, match=r"cannot write .*out: expected a place"):
         write(tmp_path / below)
     assert contents(tmp_path) == {"file": "old"}
 
@@ -177,7 +180,7 @@ def test_a_failure_between_old_and_new_keeps_the_old(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing_rename)
-    monkeypatch.setattr(files, "_exchanged", lambda *_: False)  # a system without that step
+    monkeypatch.setattr(replacing, "_exchanged", lambda *_: False)  # a system without that step
     with pytest.raises((OutputError, KeyboardInterrupt)):
         write_folder(tmp_path / "out")
     assert contents(tmp_path) == {"out/a.txt": "old"}
@@ -200,7 +203,7 @@ def short_of_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bool:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(files, "_exchanged", refuse)
+    monkeypatch.setattr(replacing, "_exchanged", refuse)
 
 
 def old_folder(path: Path) -> Path:
@@ -377,15 +380,15 @@ def test_readers_always_find_a_whole_folder_and_writers_never_fail(tmp_path: Pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from himix_edge import files
+from himix_edge import files, replacing
 
-real, calls = files._exchanged, 0
+real, calls = replacing._exchanged, 0
 def exchanged(*folders):
     done = real(*folders)
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "before":
     exchanged = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-files._exchanged = exchanged
+replacing._exchanged = exchanged
 with files.whole_folder(Path(sys.argv[1]), keep="engines") as folder:
     for name in ("manifest.json", "vision.onnx", "zeta"):
         (folder / name).write_text("new")
@@ -406,8 +409,11 @@ def test_a_kill_at_the_exchange_leaves_a_whole_folder(
 # What can't work, refused before the work.
 
 
-def ours(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
+def stranger(folder: Path) -> str | None:
+    return None if (folder / "manifest.json").is_file() else "it has no manifest.json"
+
+
+BUNDLE = Kind("bundle", stranger)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +426,7 @@ def test_places_that_can_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "left over" / ".himix-edge-abc.partial").mkdir(parents=True)
     (tmp_path / "fs" / "lost+found").mkdir(parents=True)
     before = contents(tmp_path)
-    refuse_foreign_folder(tmp_path / place, "bundle", ours)
+    refuse_foreign_folder(tmp_path / place, BUNDLE)
     assert contents(tmp_path) == before
 
 
@@ -442,7 +448,7 @@ def test_places_that_cannot(tmp_path: Path, place: str, found: str) -> None:
     (tmp_path / "foreign" / "letter.txt").write_text("mine")
     before = contents(tmp_path)
     with pytest.raises(OutputError, match=found):
-        refuse_foreign_folder(tmp_path / place, "bundle", ours)
+        refuse_foreign_folder(tmp_path / place, BUNDLE)
     assert contents(tmp_path) == before
 
 
@@ -506,11 +512,10 @@ from himix_edge.files import *
 def files_in(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
-def ours(folder):
-    return (folder / "manifest.json").is_file()
+BUNDLE = Kind("bundle", lambda f: None if (f / "manifest.json").is_file() else "no manifest")
 
 def write(path, text, names=("manifest.json", "vision.onnx", "a")):
-    refuse_foreign_folder(path, "bundle", ours)
+    refuse_foreign_folder(path, BUNDLE)
     with whole_folder(path, keep="engines", last="manifest.json") as folder:
         for name in names:
             (folder / name).write_text(text)
@@ -533,7 +538,7 @@ assert work_folder(Path("locked/out"), ".state") == Path("locked/out").resolve()
 assert work_folder(Path("mounted"), ".state") == Path("mounted.state").resolve()
 for name in ("locked/new", "read-only", "read-only/new", "read-only/deep/new", "/proc/new"):
     try:
-        refuse_foreign_folder(Path(name), "bundle", ours)
+        refuse_foreign_folder(Path(name), BUNDLE)
     except OutputError as error:
         assert "cannot write" in str(error), error
         continue

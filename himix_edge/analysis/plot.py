@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from himix_edge.analysis.costs import cost
 from himix_edge.config import Design, HiMixConfig
-from himix_edge.files import whole_file
+from himix_edge.files import PNG, whole_file
 from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def save_plot(path: Path, config: HiMixConfig, title: str, text: int, images: in
         OutputError: a place that can't be written.
     """
     drawn = figure(config, title, text, images)
-    with whole_file(path) as file:
+    with whole_file(path, begins=PNG) as file:
         drawn.savefig(file, format="png", dpi=DPI)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from himix_edge.bench.candidates import (
 from himix_edge.bench.cold import ColdStart, cold_start
 from himix_edge.bench.limits import LimitMeter, Limits, settle
 from himix_edge.bench.split import projection_share
+from himix_edge.claims import scratch_folder
 from himix_edge.contract import Manifest
 from himix_edge.errors import BundleError, ConfigError, closest
 from himix_edge.plain import shown
@@ -174,8 +174,8 @@ def _picture(given: Path | None) -> Iterator[Path]:
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scene.png"
+    with scratch_folder() as folder:
+        path = folder / "scene.png"
         render(random_scene(np.random.default_rng(0)), SCENE_SIZE).save(path)
         yield path
 

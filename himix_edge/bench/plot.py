@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from himix_edge.bench.show import LABELS, NAMES
 from himix_edge.errors import ConfigError, closest
-from himix_edge.files import refuse_unwritable_file, whole_file
+from himix_edge.files import PNG, refuse_unwritable_file, whole_file
 from himix_edge.plotting import require_plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = {".png": "png", ".svg": "svg"}
+BEGINS = {".png": PNG, ".svg": b"<?xml"}
 COLOURS = {  # safe for the colour-blind
     "preprocess": "#999999",
     "vision": "#56b4e9",
@@ -31,7 +32,7 @@ def check_format(path: Path) -> None:
         ConfigError: neither a .png nor an .svg file.
         OutputError: a place that can't be written.
     """
-    refuse_unwritable_file(path)
+    refuse_unwritable_file(path, begins=BEGINS.get(path.suffix))
     if path.suffix not in FORMATS:
         raise ConfigError(
             f"can't draw into {path}",
@@ -51,7 +52,7 @@ def save_plot(path: Path, report: dict[str, Any]) -> None:
     """
     check_format(path)
     drawn = figure(report)
-    with whole_file(path) as file:
+    with whole_file(path, begins=BEGINS[path.suffix]) as file:
         drawn.savefig(file, format=FORMATS[path.suffix], dpi=DPI)
 
 

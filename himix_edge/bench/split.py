@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from himix_edge.bundle.files import BundleFiles
+from himix_edge.claims import scratch_folder
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import PIXEL_VALUES, VISION_GRAPH
 from himix_edge.runtimes.base import FloatArray
@@ -39,11 +39,11 @@ def projection_share(
     Raises:
         BundleError: a graph that can't be opened.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         options = import_onnxruntime().SessionOptions()
         options.log_severity_level = 3
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "vision")
+        options.profile_file_prefix = str(folder / "vision")
         if threads is not None:
             options.intra_op_num_threads = threads
         with BundleFiles.open(bundle, verify=False) as files:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import ENGINES, MANIFEST, FileRecord
-from himix_edge.files import entries
+from himix_edge.replacing import entries
 
 
 def summary_of(files: BundleFiles) -> Iterator[str]:

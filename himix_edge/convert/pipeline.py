@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,15 +27,28 @@ from himix_edge.convert.teacher import Teacher, TeacherSource, student_config, s
 from himix_edge.data.questions import Question, Questions
 from himix_edge.errors import ConfigError
 from himix_edge.export.phases import Phases
-from himix_edge.files import entries, refuse_foreign_folder, refuse_overlap, work_folder
-from himix_edge.models.checkpoints import Checkpoint, is_checkpoint, write_checkpoint
+from himix_edge.files import (
+    Kind,
+    refuse_foreign_folder,
+    refuse_overlap,
+    sole_writer,
+    work_folder,
+)
+from himix_edge.models.checkpoints import (
+    CHECKPOINT,
+    CONVERSION_FILES,
+    Checkpoint,
+    write_checkpoint,
+)
 from himix_edge.models.himix import HiMix
 from himix_edge.models.weights import HeldWeight, Weights
 from himix_edge.plotting import require_plots
+from himix_edge.replacing import entries
 from himix_edge.runtimes.tokenizer import Tokenizer
+from himix_edge.training.state import damaged
 from himix_edge.training.tasks import Outcome
 
-REPORT, PAGE = "conversion.json", "conversion.html"  # beside the weights
+REPORT, PAGE = CONVERSION_FILES  # beside the weights
 STATE = ".state"  # what an interrupted conversion goes on from: a folder beside the checkpoint
 FIT_STATE, DISTIL_STATE = "fit.safetensors", "distil.safetensors"
 QUESTIONS_A_PICTURE = 3  # that answers are compared on
@@ -98,9 +111,23 @@ def convert(
     require_plots()
     if Path(source).is_dir():
         refuse_overlap(output, Path(source))
-    refuse_foreign_folder(output, "checkpoint", is_checkpoint)
-    state = work_folder(output, STATE)
-    refuse_foreign_folder(state, "conversion's state", _is_state)
+    refuse_foreign_folder(output, CHECKPOINT)
+    with sole_writer(output):
+        state = work_folder(output, STATE)
+        refuse_foreign_folder(state, STATE_KIND)
+        conversion = _convert(source, pictures, output, options, watch, state)
+        _remove_state(state)
+    return conversion
+
+
+def _convert(
+    source: str | Path,
+    pictures: Path,
+    output: Path,
+    options: ConvertOptions,
+    watch: Watch,
+    state: Path,
+) -> Conversion:
     phases = Phases(None)
     phases.begin("reading the model", 0.0)
     opened = teacher_from_folder(source)
@@ -151,7 +178,6 @@ def convert(
         beside,
         lambda part: watch("writing", round(100 * part), 100, str(output)),
     )
-    shutil.rmtree(state)
     return conversion
 
 
@@ -235,9 +261,24 @@ class _Work:
         return [encoded(text, self.tokenizer, self.student) for text in texts[:WEIGHING_PROMPTS]]
 
 
-def _is_state(folder: Path) -> bool:
-    """Whether all that a folder holds is of a conversion, and may go when that is done."""
-    return all(path.name in (FIT_STATE, DISTIL_STATE) for path in entries(folder))
+STATE_FILES = (FIT_STATE, DISTIL_STATE, damaged(FIT_STATE), damaged(DISTIL_STATE))
+
+
+def _not_of_a_state(folder: Path) -> str | None:
+    """What in a folder is not of a conversion, and so may not go when that is done."""
+    strangers = (path.name for path in sorted(entries(folder)) if path.name not in STATE_FILES)
+    return next((f"{name} in it is not a conversion's" for name in strangers), None)
+
+
+STATE_KIND = Kind("conversion's state", _not_of_a_state)
+
+
+def _remove_state(folder: Path) -> None:
+    """But for what someone else has put there since."""
+    for name in STATE_FILES:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _plain(options: ConvertOptions) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class Sums:
 
     def load(self, calibration: Calibration) -> None:
         notes = load_state(self.path, self.run, self.tensors())
+        if notes is None:
+            return
         for part in self.parts:
             part.files, part.images = notes["taken"][part.name]
         self.curve = [

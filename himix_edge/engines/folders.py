@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from himix_edge.files import PARTIAL
+from himix_edge.claims import PARTIAL
 
 
 class UnusualFileError(OSError):

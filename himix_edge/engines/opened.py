@@ -11,11 +11,11 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from himix_edge.claims import scratch_folder
 from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, FileRecord
 from himix_edge.engines.epcontext import named_engine
 from himix_edge.engines.folders import UnusualFileError, open_file, open_folder
@@ -76,8 +76,8 @@ class Engines:
         """
         with contextlib.ExitStack() as stack:
             try:
-                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="himix-edge-"))
-                copies = dataclasses.replace(self, folder=Path(place))
+                place = stack.enter_context(scratch_folder())
+                copies = dataclasses.replace(self, folder=place)
                 for name in self.files:
                     with (copies.folder / name).open("wb") as file:
                         file.writelines(self._parts(name, _CHUNK))

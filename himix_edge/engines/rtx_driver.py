@@ -9,14 +9,15 @@ on which, and a provider that finds one offers it in place of the device to comp
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from himix_edge.claims import scratch_folder
 from himix_edge.errors import DependencyError
 
 TOOLS = {"cc": "a C compiler", "nm": "binutils"}
@@ -58,8 +59,9 @@ def _stubs(libraries: tuple[Path, ...]) -> Path:
         for library in libraries
         for name in _UNDEFINED.findall(symbols(library, "-D", "--undefined-only"))
     }
-    folder = Path(tempfile.mkdtemp(prefix="himix-edge-driver-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(scratch_folder())
+    atexit.register(stack.close)
     for soname, (pattern, code) in _STUBS.items():
         names = sorted(name for name in wanted if pattern.fullmatch(name))
         source = folder / f"{soname}.c"

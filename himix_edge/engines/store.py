@@ -36,7 +36,7 @@ from himix_edge.engines.opened import Engines
 from himix_edge.engines.trust import ENGINE_SIGNATURE, MAC, is_signed, is_trusted, trust_record
 from himix_edge.engines.versions import version_of
 from himix_edge.errors import ConfigError, EngineError, OutputError
-from himix_edge.files import whole_folder
+from himix_edge.files import sole_writer, whole_folder
 from himix_edge.plain import dataclass_from_dict
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def whole_engines(bundle: Path, key: EngineKey) -> Iterator[Path]:
         OutputError: the bundle can't be written, or the disk is full.
     """
     try:
-        with whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder:
+        with (
+            sole_writer(bundle),  # or a new bundle takes the place of this one meanwhile
+            whole_folder(engines_folder(bundle, key.device), last=RECORD) as folder,
+        ):
             yield folder
             files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
             record = dataclasses.asdict(_Record(key, files))

@@ -30,6 +30,7 @@ from himix_edge.contract import (
     Dtype,
     FileRecord,
     Manifest,
+    sealed_files,
 )
 from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.data.questions import Questions
@@ -57,9 +58,10 @@ from himix_edge.export.ranges import (
 from himix_edge.export.rewrites import rewrite_decoder, rewrite_vision
 from himix_edge.export.verify import Parity, verify
 from himix_edge.export.wide import NOTHING_WIDE, WideParts
-from himix_edge.files import entries, refuse_foreign_folder, refuse_too_large, whole_folder
+from himix_edge.files import Kind, refuse_foreign_folder, refuse_too_large, whole_folder
 from himix_edge.models.checkpoints import Checkpoint
 from himix_edge.models.himix import model_from_weights
+from himix_edge.replacing import entries
 from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
 
@@ -127,10 +129,10 @@ def export_bundle(
     if dialect == "ort":
         _require_ort_runs(checkpoint.config, dtype)
     phases = Phases(progress)
-    refuse_foreign_folder(output, "bundle", is_bundle)
+    refuse_foreign_folder(output, BUNDLE)
     refuse_too_large(output, _least_bytes(checkpoint, dtype))
     config, weights = checkpoint.config, checkpoint.weights
-    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
+    with whole_folder(output, kind=BUNDLE, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("checking the weights", 0.0)
         manifest = dataclasses.replace(
             manifest_of(checkpoint, dtype), dialect=dialect, cache_slots=cache_slots
@@ -206,14 +208,19 @@ def _least_bytes(checkpoint: Checkpoint, dtype: Dtype) -> int:
     return numbers * (4 if dtype == "float32" else 2) // 2
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether all that a folder holds is of a bundle, whole or not, so that it may be replaced."""
-    try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        known = {MANIFEST, SIGNATURE, ENGINES, *files}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
-    return VISION_GRAPH in known and all(path.name in known for path in entries(folder))
+def _not_of_a_bundle(folder: Path) -> str | None:
+    """What in a folder is not a bundle's own, so that the folder must not be replaced."""
+    files = sealed_files(folder)
+    if files is None or VISION_GRAPH not in files:
+        return f"it has no {MANIFEST} with a bundle's seal"
+    for entry in sorted(entries(folder)):
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if entry.name != ENGINES and (entry.name not in {MANIFEST, SIGNATURE, *files} or is_folder):
+            return f"{entry.name} in it is not the bundle's"
+    return None
+
+
+BUNDLE = Kind("bundle", _not_of_a_bundle)
 
 
 def manifest_of(checkpoint: Checkpoint, dtype: Dtype = "float32") -> Manifest:

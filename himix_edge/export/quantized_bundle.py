@@ -29,7 +29,7 @@ from himix_edge.contract import (
 )
 from himix_edge.data.pictures import picture_files, pictures
 from himix_edge.data.questions import Questions
-from himix_edge.export.bundle import is_bundle
+from himix_edge.export.bundle import BUNDLE
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
     CalibrationFeeds,
@@ -96,13 +96,13 @@ def quantize_bundle(
     manifest = files.manifest
     recipe = recipe_for(bundle, manifest, choice)
     refuse_overlap(output, bundle)
-    refuse_foreign_folder(output, "bundle", is_bundle)
+    refuse_foreign_folder(output, BUNDLE)
     least = sum(record.size for record in manifest.files.values()) // 8  # float32 in int4
     refuse_too_large(output, least)
     files.check()
     for graph in (VISION_GRAPH, DECODER_GRAPH):
         read_graph(files, graph)  # for what must not be in it
-    with whole_folder(output, keep=ENGINES, last=MANIFEST) as folder:
+    with whole_folder(output, kind=BUNDLE, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(files, calibration)
         _copy_texts(files, folder)

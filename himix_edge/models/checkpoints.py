@@ -31,7 +31,7 @@ import torch
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, Chat, FileRecord
 from himix_edge.errors import CheckpointError, ConfigError
-from himix_edge.files import refuse_foreign_folder, sha256_of, whole_folder
+from himix_edge.files import Kind, refuse_foreign_folder, sha256_of, whole_folder
 from himix_edge.models.chat_files import ChatFiles, read_chat_files
 from himix_edge.models.checkpoint_files import plain_name, read_bytes
 from himix_edge.models.folder_kind import refuse_other_kinds
@@ -56,8 +56,10 @@ from himix_edge.models.weights import (
     stored_weights,
 )
 from himix_edge.plain import dataclass_from_dict
+from himix_edge.replacing import entries
 
 CONFIG = "config.json"
+CONVERSION_FILES = ("conversion.json", "conversion.html")  # the report of `convert`, if it made it
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,24 @@ def is_checkpoint(folder: Path) -> bool:
     return checkpoint_config(folder) is not None
 
 
+def _not_of_a_checkpoint(folder: Path) -> str | None:
+    """What in a folder was not written by `write_checkpoint`, so that it must not be replaced."""
+    try:
+        files = _header(folder).files
+    except CheckpointError:
+        return f"it has no {CONFIG} of a checkpoint"
+    if not files:
+        return f"its {CONFIG} was not written by himix-edge: it lists no files"
+    own = {CONFIG, TOKENIZER, CHAT_TEMPLATE, MODEL_CARD, *CONVERSION_FILES, *files}
+    for entry in sorted(entries(folder)):
+        if entry.name not in own or (entry.is_dir() and not entry.is_symlink()):
+            return f"{entry.name} in it is not the checkpoint's"
+    return None
+
+
+CHECKPOINT = Kind("checkpoint", _not_of_a_checkpoint)
+
+
 def save_checkpoint(
     folder: Path,
     model: HiMix,
@@ -242,14 +262,14 @@ def write_checkpoint(
         CheckpointError: weights that can't be read or are not finite: all of them.
         OutputError: a place that can't be written, or a folder of someone else's.
     """
-    refuse_foreign_folder(folder, "checkpoint", is_checkpoint)
+    refuse_foreign_folder(folder, CHECKPOINT)
     texts = {
         TOKENIZER: checkpoint.tokenizer_json,
         CHAT_TEMPLATE: checkpoint.chat_template,
         MODEL_CARD: checkpoint.model_card,
         **(beside or {}),
     }
-    with whole_folder(folder, last=CONFIG) as temporary:
+    with whole_folder(folder, kind=CHECKPOINT, last=CONFIG) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _refuse(checkpoint.name, write_weights(temporary, checkpoint.weights, progress))
@@ -287,7 +307,7 @@ def _header(folder: Path) -> _Header:
         raise _not_a_checkpoint(folder, [CONFIG, SINGLE_FILE, TOKENIZER, CHAT_TEMPLATE, MODEL_CARD])
     try:
         header = dataclass_from_dict(_Header, json.loads(read_bytes(folder / CONFIG)))
-    except (ValueError, ConfigError, RecursionError) as error:
+    except (OSError, ValueError, ConfigError, RecursionError) as error:
         raise CheckpointError(
             f"cannot use {folder / CONFIG}", expected="a HiMix config", found=str(error)
         ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +66,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # what safetensors makes of an OSError
-        raise OSError(str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
 
 
 def _name_shards(folder: Path, shards: list[list[str]]) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from himix_edge.errors import ConfigError, TrainingError
+from himix_edge.files import whole_file
+from himix_edge.plain import dataclass_from_dict
+from himix_edge.remedies import output_errors
 from himix_edge.training.loop import Progress
+from himix_edge.training.state import damaged
 
 LOG = "log.jsonl"
 WINDOW = 25  # steps that one line is the mean of
@@ -37,9 +43,10 @@ class TrainingLog:
     """Writes the lines; `last` is each phase's newest, of earlier runs into the folder too."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / LOG
-        self.last = {line.phase: line for line in read_log(folder)}
+        with output_errors(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.last = {line.phase: line for line in _mended(folder)}
         self._window: list[Progress] = []
         self._since = time.monotonic()
 
@@ -64,15 +71,54 @@ class TrainingLog:
             loss=round(sum(float(outcome.loss) for outcome in outcomes) / len(outcomes), 5),
             right={kind: round(sum(s) / len(s), 4) for kind, s in sorted(shares.items())},
         )
-        with self._path.open("a", encoding="utf-8") as file:
+        with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         self.last[phase] = line
         self._window, self._since = [], now
 
 
 def read_log(folder: Path) -> list[LogLine]:
-    """All lines of a run, oldest first; none if there is no log yet."""
+    """All lines of a run that can be read, oldest first; none if there is no log yet."""
+    return [line for line in map(_line, _texts(folder / LOG)) if line]
+
+
+def _texts(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+
+
+def _line(text: bytes) -> LogLine | None:
+    try:
+        return dataclass_from_dict(LogLine, json.loads(text))
+    except (ValueError, RecursionError, ConfigError):
+        return None
+
+
+def _mended(folder: Path) -> list[LogLine]:
+    """As `read_log`; lines that can't be read go, so that the next one is not written after half.
+
+    A last line that was cut is dropped. With any other, the whole file is kept under another name.
+    A file without one whole line, and no state beside it, may be anyone's, and is refused.
+    """
     path = folder / LOG
-    if not path.is_file():
-        return []
-    return [LogLine(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    with output_errors(path):
+        texts = _texts(path)
+        good = [text for text in texts if text.endswith(b"\n") and _line(text)]
+        if good == texts:
+            return read_log(folder)
+        if not good and not any(folder.glob("*.safetensors")):
+            raise TrainingError(
+                f"{path} is not the log of a run that could go on",
+                expected="a whole line of one, or a state beside it",
+                found=f"{len(texts)} that can't be read, and no state",
+                fix="delete it to begin anew, or choose another folder",
+            )
+        if good == texts[:-1] and not texts[-1].endswith(b"\n"):
+            kept = "its last line was cut, and is dropped"
+        else:
+            aside = path.with_name(damaged(path.name))
+            path.replace(aside)
+            kept = f"the whole of it is now {aside.name}, and the lines that can be read go on"
+        with whole_file(path) as file:
+            file.write_bytes(b"".join(good))
+    print(f"Warning: {path} is damaged: {kept}.", file=sys.stderr)
+    return read_log(folder)

@@ -133,8 +133,7 @@ def optimize(
     )
     notes, step = {} if notes is None else notes, 0
     tensors = _state_tensors(trained, optimizer)
-    if state_path.exists():
-        found = load_state(state_path, run, tensors)
+    if found := load_state(state_path, run, tensors):
         step = found["step"]
         notes.update(found["notes"])
     saved = time.monotonic()

@@ -318,11 +318,15 @@ def test_the_state_of_another_run_is_refused_by_what_differs(
 
 
 @pytest.mark.parametrize("damage", ["cut", "lacking", "misshapen"])
-def test_a_corrupt_state_is_refused(
-    teacher: Teacher, folder: Path, tmp_path: Path, damage: str
+def test_a_damaged_state_is_moved_aside_and_the_fit_begins_anew(
+    teacher: Teacher,
+    folder: Path,
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     state = tmp_path / "state"
-    fit(teacher, folder, state)
+    _, before = fit(teacher, folder, state)
     if damage == "cut":
         state.write_bytes(state.read_bytes()[:5000])
     else:
@@ -333,5 +337,7 @@ def test_a_corrupt_state_is_refused(
         if damage == "misshapen":
             tensors["fitted/x"] = first[:, 1:].contiguous()
         save_file(tensors, state, metadata)
-    with pytest.raises(TrainingError, match=r"is corrupt.*delete"):
-        fit(teacher, folder, state)
+    _, after = fit(teacher, folder, state)
+    assert after == before
+    assert (tmp_path / "state.damaged").is_file()
+    assert capsys.readouterr().err.startswith(f"Warning: {state} is damaged ")

@@ -82,11 +82,15 @@ def test_no_held_out_scene_is_in_it(seed: int) -> None:
 def test_an_older_album_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     write_album(tmp_path / "album", 2, seed=0)
     write_album(tmp_path / "album", 1, seed=0)
-    assert sorted(contents(tmp_path / "album")) == [QUESTIONS, "scene-00000.png"]
+    assert sorted(contents(tmp_path / "album")) == [".album.json", QUESTIONS, "scene-00000.png"]
     (tmp_path / "album" / "mine.png").write_bytes(b"mine")
     with pytest.raises(OutputError, match=r"expected a folder of scenes.*found another folder"):
         write_album(tmp_path / "album", 1, seed=0)
     assert (tmp_path / "album" / "mine.png").read_bytes() == b"mine"
+    (tmp_path / "album" / "mine.png").unlink()
+    (tmp_path / "album" / QUESTIONS).write_text("mine")
+    with pytest.raises(OutputError, match=f"{QUESTIONS} in it is not as himix-edge drew it"):
+        write_album(tmp_path / "album", 1, seed=0)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
