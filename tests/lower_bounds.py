@@ -1,15 +1,15 @@
 """The oldest versions that a device install accepts, by pyproject.toml alone, and what runs there.
 
-    python -m tests.lower_bounds PYTHON    an environment of them, for this interpreter
+python -m tests.lower_bounds PYTHON    an environment of them, for this interpreter
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ class InstallError(Exception):
     """Pip reaches no index, or an index has no such version."""
 
 
-def pins(python: str, extras: tuple[str, ...] = ("cpu",)) -> list[str]:
+def pins(python: str, extras: tuple[str, ...] = ("cpu", "heif")) -> list[str]:
     """Every requirement of a device install at its lower bound: "numpy==1.26".
 
     Args:
@@ -32,9 +32,7 @@ def pins(python: str, extras: tuple[str, ...] = ("cpu",)) -> list[str]:
     for requirement in map(Requirement, lines):
         if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
             continue
-        [lowest] = [
-            part.version for part in requirement.specifier if part.operator in (">=", "==")
-        ]
+        [lowest] = [part.version for part in requirement.specifier if part.operator in (">=", "==")]
         found.append(f"{requirement.name}=={lowest}")
     return found
 
