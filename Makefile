@@ -1,6 +1,7 @@
 # make demo    set up, export the demo model, draw a scene, describe it
 # make test    set up, then everything that must pass: lint, format, types, all tests
 # make check   the same without the slow tests, for while you work
+# make test-lower-bounds what a device runs, with the oldest versions it may have; in `make test` too
 # make engines compile every cut of every pair with TensorRT for RTX; `make test` does some
 # make wheel   build the package into dist/, to install it elsewhere
 # make clean   remove all that make made
@@ -15,7 +16,7 @@ DEMO := build/demo
 # A process for each core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check engines wheel clean lint
+.PHONY: demo test check test-lower-bounds engines wheel clean lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -29,6 +30,9 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not slow"
+
+test-lower-bounds: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_lower_bounds.py
 
 engines: $(READY)
 	HIMIX_EDGE_ALL_CUTS=1 $(PYTEST) tests/engines/test_rtx_cuts.py

@@ -19,7 +19,7 @@ class InstallError(Exception):
     """Pip reaches no index, or an index has no such version."""
 
 
-def pins(python: str, extras: tuple[str, ...] = ("cpu",)) -> list[str]:
+def pins(python: str, extras: tuple[str, ...] = ("cpu", "heif")) -> list[str]:
     """Every requirement of a device install at its lower bound: "numpy==1.26".
 
     Args:
