@@ -388,7 +388,7 @@ def info(
     for name, record in manifest.files.items():
         print(f"  {record.sha256[:12]}  {record.size:>12,}  {name}")
     for engine in engines:
-        print(f"engines     {engine.folder}: {engine}")
+        print(engine)
 
 
 def _megabytes(files: Mapping[str, FileRecord]) -> str:
