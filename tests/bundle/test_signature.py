@@ -112,16 +112,17 @@ def test_misuse_of_sign(bundle: Path, himix: Any, arguments: list[str]) -> None:
     assert (done.code, done.out) == (2, "")
 
 
+def openssl(*arguments: str | Path) -> None:
+    try:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no OpenSSL that knows Ed25519")
+
+
 def test_keys_of_openssl(tmp_path: Path, bundle: Path) -> None:
     key, beside = tmp_path / "o.pem", tmp_path / "o.pub"
-    for line in (
-        ["openssl", "genpkey", "-algorithm", "ed25519", "-out", key],
-        ["openssl", "pkey", "-in", key, "-pubout", "-out", beside],
-    ):
-        try:
-            subprocess.run(list(map(str, line)), check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("an OpenSSL without Ed25519")
+    openssl("genpkey", "-algorithm", "ed25519", "-out", key)
+    openssl("pkey", "-in", key, "-pubout", "-out", beside)
     sign_bundle(bundle, PrivateKey.read(key))
     assert Trusted.read(beside).read_manifest(bundle).name == "tiny"
     assert Trusted.read(beside.read_bytes()).read_manifest(bundle).name == "tiny"

@@ -1,4 +1,4 @@
-"""Which engines are run: by this user's key, how it is kept, and what becomes of engines of others."""
+"""Which engines are run: this user's key, how it is kept, and what becomes of others' engines."""
 
 from __future__ import annotations
 
