@@ -138,6 +138,27 @@ def test_trust_makes_engines_from_elsewhere_ones_own(
     assert [engine["trust"] for engine in body["engines"]] == [OWN, OWN]
 
 
+def test_several_users_trust_the_same_engines(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bundle)
+    mac = bundle / "engines" / ORIN.digest / "engine.mac"
+    own = mac.read_bytes()
+    with monkeypatch.context() as patch:
+        another_users(patch, tmp_path / "other")
+        for _ in range(2):
+            trust_engines(bundle)
+            find(bundle)
+    find(bundle)
+    assert own in mac.read_bytes()
+    assert mac.read_bytes().count(b"\n") == 2
+    mac.write_bytes(b"0\n" * 2000)  # anything else there does no harm
+    trust_engines(bundle)
+    assert mac.read_bytes().startswith(own)
+    assert len(mac.read_bytes()) < 4096
+    find(bundle)
+
+
 def test_trust_is_for_whole_engines_alone(bundle: Path, himix: Any) -> None:
     done = himix("trust", bundle)
     assert done.code == 1
