@@ -371,5 +371,5 @@ def info(
             listed = [engine.to_dict() for engine in engines]
             print_json({**dataclasses.asdict(files.manifest), "engines": listed})
             return
-        lines = [*summary_of(files), *(f"engines     {one.folder}: {one}" for one in engines)]
+        lines = [*summary_of(files), *map(str, engines)]
         print(printable("\n".join(lines)))

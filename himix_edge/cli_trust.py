@@ -96,12 +96,11 @@ def verify(
     else:
         print(f"{bundle}: {INTEGRITY_ONLY}.")
         if signature:
-            print(
-                f"Its signature, by a key that calls itself {signature.key_id!r}, is not checked."
-            )
+            named = f"names the key {signature.key_id!r}"
+            print(f"There is a signature that {named}; it is not checked.")
     print(f"All {len(manifest.files)} files are those of its manifest.")
     for engine in engines:
-        print(f"engines/{engine.folder}: {engine}")
+        print(engine)
 
 
 @trust_app.command()
@@ -117,6 +116,6 @@ def trust(
         print_json({"bundle": str(bundle), "engines": [engine.to_dict() for engine in engines]})
         return
     for engine in engines:
-        print(f"engines/{engine.folder}: {engine}")
+        print(engine)
         for name, record in engine.files.items():
             print(f"  {record.sha256[:12]}  {record.size:>12,}  {name}")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PASSPHRASE = "HIMIX_EDGE_KEY_PASSPHRASE"
 MOST_PEM = 1 << 16  # bytes; a key has about a hundred
+_GET_PUBLIC = "get the public key from whoever signed the bundle"
+_MAKE_PAIR = "make a pair: himix-edge sign --new-key private.pem"
 KeySource = str | os.PathLike[str] | bytes  # a PEM file's path, or its bytes
 
 
@@ -62,10 +64,10 @@ class PublicKey:
                 found="a private key, which stays with who signs",
                 fix=f"openssl pkey -in {shlex.quote(name)} -pubout -out public.pem",
             )
-        with _readable(name, "a public Ed25519 key in a PEM file"):
+        with _readable(name, "a public Ed25519 key in a PEM file", _GET_PUBLIC):
             key = load.load_pem_public_key(data)
         if not isinstance(key, ed25519.Ed25519PublicKey):
-            raise _wrong_kind(name, "a public", key)
+            raise _wrong_kind(name, "a public", key, _GET_PUBLIC)
         return cls.of(key)
 
     def fits(self, signature: bytes, message: bytes) -> bool:
@@ -106,14 +108,15 @@ class PrivateKey:
                 "--new-key private.pem",
             )
         try:
-            with _readable(name, "a private Ed25519 key in a PEM file"):
+            with _readable(name, "a private Ed25519 key in a PEM file", _MAKE_PAIR):
                 key = load.load_pem_private_key(data, password=None)
         except TypeError:  # it is encrypted
             passphrase = _passphrase(name)
-            with _readable(name, f"the passphrase that {name} was encrypted with"):
+            wanted = "the passphrase that it was encrypted with"
+            with _readable(name, wanted, f"try again, or set {PASSPHRASE}"):
                 key = load.load_pem_private_key(data, password=passphrase)
         if not isinstance(key, ed25519.Ed25519PrivateKey):
-            raise _wrong_kind(name, "a private", key)
+            raise _wrong_kind(name, "a private", key, _MAKE_PAIR)
         return cls(PublicKey.of(key.public_key()), key)
 
     def sign(self, message: bytes) -> bytes:
@@ -210,7 +213,7 @@ def _pem(source: KeySource) -> tuple[bytes, str]:
 
 
 @contextlib.contextmanager
-def _readable(name: str, expected: str) -> Iterator[None]:
+def _readable(name: str, expected: str, fix: str) -> Iterator[None]:
     """What `cryptography` makes of a file that is no key, or of a kind it does not know."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
@@ -220,8 +223,8 @@ def _readable(name: str, expected: str) -> Iterator[None]:
         raise ConfigError(
             f"{name} can't be read",
             expected=expected,
-            found=" ".join(str(error).split())[:120] or "something else",
-            fix="make a pair with: himix-edge sign --new-key private.pem",
+            found=" ".join(str(error).split()).split(". ")[0] or "something else",
+            fix=fix,
         ) from error
 
 
@@ -238,11 +241,11 @@ def _passphrase(name: str) -> bytes:
     return getpass.getpass(f"Passphrase of {name}: ").encode()
 
 
-def _wrong_kind(name: str, which: str, key: object) -> ConfigError:
+def _wrong_kind(name: str, which: str, key: object, fix: str) -> ConfigError:
     kind = type(key).__name__.lstrip("_").removesuffix("PublicKey").removesuffix("PrivateKey")
     return ConfigError(
         f"{name} is of another kind",
         expected=f"{which} Ed25519 key",
         found=f"one of the kind {kind}",
-        fix="make a pair with: himix-edge sign --new-key private.pem",
+        fix=fix,
     )

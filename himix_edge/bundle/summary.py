@@ -13,7 +13,7 @@ def summary_of(files: BundleFiles) -> Iterator[str]:
     """The lines of `himix-edge info`, of a bundle whose files were checked."""
     manifest = files.manifest
     config, decoder = manifest.config, manifest.config.decoder
-    yield f"{manifest.name}: {megabytes(manifest.files)}, every file as exported"
+    yield f"{manifest.name}: {megabytes(manifest.files)}, each listed file as its manifest says"
     if manifest.notice:
         yield manifest.notice
     slots = f", a cache of {manifest.cache_slots} slots" if manifest.cache_slots else ""

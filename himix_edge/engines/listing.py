@@ -39,8 +39,11 @@ class EngineState:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        """One line; what it says of the device may be a stranger's text."""
         where = str(self.device) if self.device else "no readable record"
-        return f"{where}: {self.trust}" + (f" ({self.problem})" if self.problem else "")
+        problem = f" ({self.problem})" if self.problem else ""
+        line = f"engines/{self.folder}: {where}: {self.trust}{problem}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def engine_states(

@@ -146,7 +146,7 @@ def find_engines(
     if not ((trusted and stored.is_signed(trusted)) or stored.is_trusted()):
         signed = " or one that the given key has signed" if trusted else ""
         raise EngineError(
-            f"the engine in {found.folder} is not run: an engine is code",
+            f"the engine in {found.folder}, which is code, is not run",
             expected=f"an engine that this user built or trusts{signed}",
             found="an engine that this user did not build",
             fix=f"{fix}; or, if you trust where it comes from: himix-edge trust {bundle}",

@@ -4,7 +4,7 @@ An engine is code: TensorRT runs what is in it. A bundle may come from anyone, a
 engines within; their record and its hashes only say that nothing was damaged. What lets an engine
 be run is a proof over the bytes of that record, beside it:
 
-    engine.mac   HMAC-SHA256 with this user's key, which no bundle holds
+    engine.mac   HMAC-SHA256 with this user's key, which no bundle holds; a line for each user
     engine.sig   a signature; it counts where the caller names the public key
 
 The record names each file with its sha256, and the graphs that it was built of.
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 MAC = "engine.mac"
 ENGINE_SIGNATURE = "engine.sig"
-MOST_PROOF = 4096  # bytes of a MAC or a signature, of which none has more than a few hundred
+MOST_PROOF = 4096  # bytes; a signature has about 150
+MOST_USERS = 32  # whose MACs are kept
 MOST_TIMINGS = 256 << 20  # bytes; a timing cache of TensorRT has a few MB
 
 _RECORD = "engine record"
@@ -35,7 +36,7 @@ _TIMINGS = "timing cache"
 
 
 def is_trusted(folder: int, record: bytes) -> bool:
-    """Whether the MAC in an open folder is that of the bytes of its record, by this user's key.
+    """Whether a MAC in an open folder is that of the bytes of its record, by this user's key.
 
     Raises:
         EngineError: this user's key can't be relied on.
@@ -58,7 +59,9 @@ def trust_record(folder: int, record: bytes) -> None:
         EngineError: this user's key can't be relied on.
         OSError: it can't be written.
     """
-    write_small(folder, MAC, _mac(make_user_key(), _RECORD, record))
+    mine = _mac(make_user_key(), _RECORD, record)
+    others = [line for line in _proof(folder, MAC).splitlines(keepends=True) if line != mine]
+    write_small(folder, MAC, b"".join([mine, *others[: MOST_USERS - 1]]))
 
 
 def kept_timings(bundle: Path, name: str) -> bytes:
@@ -115,10 +118,12 @@ def _proof(folder: int, name: str) -> bytes:
 
 
 def _mac(key: bytes, purpose: str, data: bytes) -> bytes:
-    """In hexadecimal, with a line break. A MAC for one purpose is none for another."""
+    """A line in hexadecimal. A MAC for one purpose is none for another."""
     text = hmac.new(key, f"himix-edge {purpose} v1\0".encode() + data, "sha256").hexdigest()
     return f"{text}\n".encode()
 
 
-def _fits(key: bytes, purpose: str, data: bytes, mac: bytes) -> bool:
-    return hmac.compare_digest(_mac(key, purpose, data), mac)
+def _fits(key: bytes, purpose: str, data: bytes, macs: bytes) -> bool:
+    """Whether one of these lines is the MAC."""
+    mine = _mac(key, purpose, data)
+    return any(hmac.compare_digest(mine, line) for line in macs.splitlines(keepends=True))

@@ -16,7 +16,7 @@ import shlex
 import stat
 from pathlib import Path
 
-from himix_edge.engines.folders import open_folder, write_small
+from himix_edge.engines.folders import UnusualFileError, open_file, open_folder, write_small
 from himix_edge.errors import EngineError, OutputError
 
 KEY_FILE = "engine.key"
@@ -111,14 +111,12 @@ def _key_in(folder: Path, descriptor: int) -> bytes:
     if holder.st_mode & 0o022:
         fix = f"chmod 700 {shlex.quote(str(folder))}"
         raise _unusable(folder, "a folder that others can write", fix)
-    there = os.stat(KEY_FILE, dir_fd=descriptor, follow_symlinks=False)
-    if stat.S_ISLNK(there.st_mode):
-        raise _unusable(path, "a link")
-    key = os.open(KEY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-    with os.fdopen(key, "rb") as file:
-        found = os.fstat(key)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise _unusable(path, "a link, or no regular file")
+    try:
+        file = open_file(descriptor, KEY_FILE)
+    except UnusualFileError as error:
+        raise _unusable(path, str(error)) from error
+    with file:
+        found = os.fstat(file.fileno())
         if found.st_uid != os.geteuid():
             raise _unusable(path, "another user's file")
         if found.st_mode & 0o077:
