@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -44,10 +43,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 def tokenizer_from_texts(tokenizer_json: str, chat_template: str, chat: Chat) -> Tokenizer:
     """Likewise, of texts that are not yet a checkpoint's."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / TOKENIZER
-        path.write_text(tokenizer_json, encoding="utf-8")
-        return Tokenizer(path, ChatTemplate(chat_template, chat))
+    return Tokenizer(tokenizer_json, ChatTemplate(chat_template, chat), Path(TOKENIZER))
 
 
 class TorchEngine:

@@ -57,9 +57,7 @@ def silent(*_: object) -> None:
 
 
 def tiny_encoder(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    path.write_text(tiny_tokenizer().to_str(), encoding="utf-8")
-    return Tokenizer(path, CHAT)
+    return Tokenizer(tiny_tokenizer().to_str(), CHAT, folder)
 
 
 def exact_caches(

@@ -14,6 +14,7 @@ from himix_edge.contract import SCHEMA_VERSION, Chat, FileRecord, Manifest
 from himix_edge.runtimes.base import FloatArray, IntArray, VisionKV
 from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.kvcache import Cache
+from himix_edge.runtimes.tokenizer import Tokenizer
 
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
 END_ID = 0
@@ -79,6 +80,11 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (END, USER, ASSISTANT)])
     return tokenizer
+
+
+def tokenizer_at(path: Path, chat: ChatTemplate) -> Tokenizer:
+    """Ours, of a file."""
+    return Tokenizer(path.read_bytes(), chat, path)
 
 
 def ids_of(text: str) -> list[int]:

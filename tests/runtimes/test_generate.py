@@ -16,7 +16,7 @@ from himix_edge.runtimes.generate import (
     TokenStream,
     generate,
 )
-from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
+from himix_edge.runtimes.tokenizer import Detokenizer
 from tests.runtimes.fakes import (
     CHAT,
     END_ID,
@@ -25,6 +25,7 @@ from tests.runtimes.fakes import (
     arithmetic,
     byte_tokenizer,
     ids_of,
+    tokenizer_at,
 )
 
 PROMPT = [1, 50, 60, 2]
@@ -134,7 +135,7 @@ def said(tmp_path: Path, tokens: list[int], *stop: str, end: FinishReason = "sto
         yield from tokens
         return end
 
-    detokenizer = Detokenizer(Tokenizer(tmp_path / "tokenizer.json", CHAT))
+    detokenizer = Detokenizer(tokenizer_at(tmp_path / "tokenizer.json", CHAT))
     return Answer(stream(), detokenizer, stop, prompt_tokens=4)
 
 
@@ -189,7 +190,7 @@ def test_tokens_after_a_stop_string_are_never_made(tmp_path: Path) -> None:
         yield from ids_of("ab")
         raise AssertionError("one token too many")
 
-    detokenizer = Detokenizer(Tokenizer(tmp_path / "tokenizer.json", CHAT))
+    detokenizer = Detokenizer(tokenizer_at(tmp_path / "tokenizer.json", CHAT))
     assert Answer(stream(), detokenizer, ["b"], prompt_tokens=1).read() == "a"
 
 
@@ -216,7 +217,7 @@ def test_milliseconds_are_those_of_the_token_stream(
             now[0] += 0.01
         return "stop"
 
-    detokenizer = Detokenizer(Tokenizer(tmp_path / "tokenizer.json", CHAT))
+    detokenizer = Detokenizer(tokenizer_at(tmp_path / "tokenizer.json", CHAT))
     answer = Answer(stream(), detokenizer, (), prompt_tokens=1)
     for _ in answer:
         now[0] += 7  # the reader's own time is nobody's phase

@@ -25,7 +25,6 @@ from himix_edge.runtimes.conversation import EncodedImage
 from himix_edge.runtimes.model import Model, load
 from himix_edge.runtimes.preprocess import load_image, pixel_values
 from himix_edge.runtimes.sampling import SamplingOptions
-from himix_edge.runtimes.tokenizer import Tokenizer
 from tests.runtimes.conftest import TinyBundle
 from tests.runtimes.fakes import (
     CHAT,
@@ -37,6 +36,7 @@ from tests.runtimes.fakes import (
     ids_of,
     manifest,
     tiny_config,
+    tokenizer_at,
 )
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def fake_model(tmp_path: Path, rule: Rule, capacity: int = 1000) -> Model:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return Model(
         description,
-        Tokenizer(tmp_path / "tokenizer.json", CHAT),
+        tokenizer_at(tmp_path / "tokenizer.json", CHAT),
         FakeEngine(rule, capacity),
     )
 

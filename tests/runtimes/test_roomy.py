@@ -29,8 +29,14 @@ from himix_edge.runtimes import ort_cache
 from himix_edge.runtimes.kvcache import Cache
 from himix_edge.runtimes.model import Model
 from himix_edge.runtimes.ort import OrtEngine
-from himix_edge.runtimes.tokenizer import Tokenizer
-from tests.runtimes.fakes import CHAT, VOCAB_SIZE, byte_tokenizer, manifest, tiny_config
+from tests.runtimes.fakes import (
+    CHAT,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    manifest,
+    tiny_config,
+    tokenizer_at,
+)
 from tests.tolerances import ENGINE_LOGITS, IMAGE_KV
 
 Array = NDArray[np.float32]
@@ -234,7 +240,7 @@ def test_it_goes_back_in_place(engine: OrtEngine) -> None:
 def test_questions_that_begin_alike_are_answered_as_if_alone(folder: Path) -> None:
     model = Model(
         ort_manifest(),
-        Tokenizer(folder / TOKENIZER, CHAT),
+        tokenizer_at(folder / TOKENIZER, CHAT),
         CountingEngine(folder, ort_manifest(), threads=1),
     )
     assert isinstance(model.engine, CountingEngine)
@@ -253,7 +259,7 @@ def test_a_conversation_is_not_disturbed_by_those_that_branch_off(folder: Path) 
     description = ort_manifest()
     model = Model(
         description,
-        Tokenizer(folder / TOKENIZER, CHAT),
+        tokenizer_at(folder / TOKENIZER, CHAT),
         OrtEngine(folder, description, threads=1),
     )
     picture = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)

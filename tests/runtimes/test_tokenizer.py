@@ -13,7 +13,7 @@ from himix_edge.contract import Chat
 from himix_edge.errors import BundleError, PromptError
 from himix_edge.runtimes.chat import ChatTemplate, assistant_message, user_message
 from himix_edge.runtimes.tokenizer import Detokenizer, Tokenizer
-from tests.runtimes.fakes import CHAT, END, byte_tokenizer, ids_of
+from tests.runtimes.fakes import CHAT, END, byte_tokenizer, ids_of, tokenizer_at
 
 CORPUS = [
     "describe the picture",
@@ -88,7 +88,7 @@ MAKERS = [byte_tokenizer, byte_level_bpe, sentencepiece_bpe, metaspace_unigram]
 
 def saved(tokenizer: tokenizers.Tokenizer, folder: Path, chat: ChatTemplate = CHAT) -> Tokenizer:
     tokenizer.save(str(folder / "tokenizer.json"))
-    return Tokenizer(folder / "tokenizer.json", chat)
+    return tokenizer_at(folder / "tokenizer.json", chat)
 
 
 @pytest.fixture(params=MAKERS, ids=lambda maker: str(maker.__name__), scope="module")
@@ -141,13 +141,11 @@ def test_truncation_and_padding_in_the_file_are_of_no_effect(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("content", ["", "{}", "Dear Sir", '{"added_tokens": []}', "[1]"])
 def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(content)
     with pytest.raises(BundleError, match=r"cannot read .*tokenizer\.json") as error:
-        Tokenizer(path, CHAT)
+        Tokenizer(content, CHAT, tmp_path / "tokenizer.json")
     assert "\n" not in str(error.value)
     with pytest.raises(BundleError, match="No such file"):
-        Tokenizer(tmp_path / "gone.json", CHAT)
+        Tokenizer.from_folder(tmp_path, Chat())
 
 
 # Decoding

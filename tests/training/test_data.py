@@ -54,7 +54,7 @@ def test_training_writes_prompts_as_the_runtime_does(tokenizer: Tokenizer, tmp_p
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_str())
     chat = ChatTemplate(CHAT_TEMPLATE, Chat())
-    runtime = RuntimeTokenizer(path, chat)
+    runtime = RuntimeTokenizer(path.read_bytes(), chat, path)
     rng = np.random.default_rng(0)
     for kind in KINDS:
         question = ask(kind, random_scene(rng), rng)
