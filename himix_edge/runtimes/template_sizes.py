@@ -11,7 +11,7 @@ from typing import Any
 
 NUMBER = re.compile(r"\d+")
 FIELD = re.compile(r"[{%]")
-CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+CONTAINERS = (list, tuple, range, set, frozenset, KeysView, ValuesView, ItemsView)
 CONTAINER = 40  # what one counts, beside what is in it: it takes 50 bytes and more
 
 
@@ -70,10 +70,10 @@ def size_of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], 
         return max([len(text), *(value for value in values if isinstance(value, int))])
     if name == "expandtabs":
         tab = next((value for value in values if isinstance(value, int)), 8)
-        return len(text) + tab * (text.count("\t" if isinstance(text, str) else b"\t"))
+        return len(text) * max(tab, 1)
     if name == "replace" and len(args) >= 2:
         return size_of_replaced(text, args[0], args[1])
-    if name == "join" and args and isinstance(args[0], (str, *CONTAINERS)):
+    if name == "join" and args and isinstance(args[0], (str, Mapping, *CONTAINERS)):
         return size_of(args[0], most) + len(text) * len(args[0])
     if name == "translate" and args and isinstance(args[0], Mapping):
         longest = max((size_of(value, most) for value in args[0].values()), default=1)
@@ -89,7 +89,7 @@ def size_of_filtered(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], 
     size = size_of(value, most)
     if name == "replace" and len(args) >= 3:
         return size_of_replaced(str(value), str(args[1]), str(args[2]))
-    if name == "join" and isinstance(value, (str, *CONTAINERS)):
+    if name == "join" and isinstance(value, (str, Mapping, *CONTAINERS)):
         return size + max(texts, default=0) * len(value)
     if name == "format":
         pairs = dict(enumerate(args[1:])) | dict(kwargs)
@@ -105,9 +105,10 @@ def size_of_filtered(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], 
 
 
 def size_of_replaced(text: Any, old: Any, new: Any) -> int:
+    """An upper bound of `text.replace(old, new)`."""
     if not isinstance(new, (str, bytes)) or not isinstance(old, type(text)):
         return 0  # not for `replace`, which says so
-    return len(text) + text.count(old) * len(new)
+    return len(text) + int(text.count(old)) * len(new)
 
 
 def watched(items: Iterator[Any], check: Callable[[int], None], most: int) -> Iterator[Any]:

@@ -40,6 +40,7 @@ GREEDY = [
     "{{ ('x' * 99999).join('y' * 99999) }}",
     "{{ ('x' * 99999) | join('y' * 99999) }}",
     "{{ range(99999) | join('y' * 99999) }}",
+    "{{ ('y' * 99999).join(dict.fromkeys('abcdefghijklmnopqrstuvwxyz' * 2, 1)) * 9 }}",
     "{{ ('x' * 99999).translate({120: 'y' * 99999}) }}",
     "{{ 'x' | center(1000000000) }}",
     "{{ 'x\\nx' | indent(1000000000) }}",
