@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from himix_edge.config import HiMixConfig, PreprocessConfig, VisionConfig
 from himix_edge.contract import ImagePlace
 from himix_edge.convert.layout import feature_layer, licence_of, vanilla_weights
 from himix_edge.convert.prompt import place_image, prefix_ids_of
 from himix_edge.convert.teacher import TeacherSource
-from himix_edge.errors import ConfigError
+from himix_edge.errors import CheckpointError, ConfigError
 from himix_edge.models.chat_files import read_tokenizer
 from himix_edge.models.hub import json_object, name_of
 from himix_edge.models.huggingface import (
@@ -34,6 +32,7 @@ from himix_edge.models.preprocessor import preprocess_from_json
 from himix_edge.models.stated_ids import with_stated_ids
 from himix_edge.models.weights import stored_weights
 from himix_edge.plain import shown
+from himix_edge.tokenizer_json import panics_as_exceptions, read_tokenizer_json
 
 FAMILY = "tinyllava"
 SYSTEM = (
@@ -66,8 +65,16 @@ def tinyllava_source(folder: Path) -> TeacherSource:
     with refusing(path):
         decoder = decoder_config(text)
     files = read_tokenizer(folder, decoder.vocab_size)
-    tokenizer = tokenizers.Tokenizer.from_str(files.tokenizer_json)
-    ends: list[int] = tokenizer.encode(end, add_special_tokens=False).ids
+    try:
+        tokenizer = read_tokenizer_json(files.tokenizer_json).tokenizer
+        with panics_as_exceptions():
+            ends: list[int] = tokenizer.encode(end, add_special_tokens=False).ids
+    except Exception as error:  # of words that it lacks, `tokenizers` raises bare Exceptions
+        raise CheckpointError(
+            f"cannot use the tokenizer of {folder}",
+            expected=f"one that can encode {end!r}",
+            found=str(error),
+        ) from error
     ends = ends if len(ends) == 1 else []
     decoder = with_stated_ids(folder, decoder, data, text)
     # Its own code ends an answer there as well, whatever else is stated.

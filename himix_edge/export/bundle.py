@@ -11,8 +11,6 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-import tokenizers
-
 import himix_edge
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
@@ -64,6 +62,7 @@ from himix_edge.models.himix import model_from_weights
 from himix_edge.replacing import entries
 from himix_edge.runtimes.chat import ChatTemplate
 from himix_edge.runtimes.tokenizer import Tokenizer
+from himix_edge.tokenizer_json import read_tokenizer_json
 
 CHECKS = ("asking the model in PyTorch", "comparing in ONNX Runtime")
 DEFAULT_MAX_TEXT = 1024  # tokens of text that a cache of fixed size has slots for
@@ -288,14 +287,13 @@ def _require_room(manifest: Manifest, tokens: int) -> None:
 def _require_fitting_tokenizer(checkpoint: Checkpoint) -> None:
     """Checks that every token id has a row in the decoder's embedding."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json)
-    except Exception as error:  # `tokenizers` raises nothing more special
+        size = read_tokenizer_json(checkpoint.tokenizer_json).size
+    except ValueError as error:
         raise CheckpointError(
             f"cannot read the tokenizer of {checkpoint.name}",
             expected="a tokenizer.json of the tokenizers package",
             found=str(error),
         ) from error
-    size = max(tokenizer.get_vocab().values()) + 1
     if size > checkpoint.config.decoder.vocab_size:
         raise CheckpointError(
             f"the tokenizer of {checkpoint.name} is not this model's",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from himix_edge.claims import scratch_folder
 from himix_edge.contract import TOKENIZER, Chat
 from himix_edge.export.bundle import manifest_of
 from himix_edge.models.checkpoints import Checkpoint
@@ -42,10 +43,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
 
 def tokenizer_from_texts(tokenizer_json: str, chat_template: str, chat: Chat) -> Tokenizer:
     """Likewise, of texts that are not yet a checkpoint's."""
-    with scratch_folder() as folder:
-        path = folder / TOKENIZER
-        path.write_text(tokenizer_json, encoding="utf-8")
-        return Tokenizer(path.read_bytes(), ChatTemplate(chat_template, chat), path)
+    return Tokenizer(tokenizer_json, ChatTemplate(chat_template, chat), Path(TOKENIZER))
 
 
 class TorchEngine:

@@ -25,6 +25,7 @@ from himix_edge.models.tokenizer_files import (
     chat_template_of,
     tokenizer_of,
 )
+from himix_edge.tokenizer_json import panics_as_exceptions, read_tokenizer_json
 
 CONFIG = "config.json"
 
@@ -72,9 +73,14 @@ def read_tokenizer(folder: Path, vocab_size: int) -> ChatFiles:
     path = tokenizer_of(folder)
     reader: Any = AutoTokenizer if _names_a_class(folder) else PreTrainedTokenizerFast
     try:
+        data = path.read_bytes()
+        read_tokenizer_json(data)
         # It would otherwise ask at the terminal whether to run code that came with the folder.
-        tokenizer = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        own = json.loads(path.read_text(encoding="utf-8"))
+        with panics_as_exceptions():
+            tokenizer = reader.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        own = json.loads(data)
         made = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # of bad files, transformers and tokenizers raise all kinds
         raise CheckpointError(

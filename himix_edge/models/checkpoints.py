@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 
 from himix_edge.config import HiMixConfig
@@ -57,6 +56,7 @@ from himix_edge.models.weights import (
 )
 from himix_edge.plain import dataclass_from_dict
 from himix_edge.replacing import entries
+from himix_edge.tokenizer_json import read_tokenizer_json
 
 CONFIG = "config.json"
 CONVERSION_FILES = ("conversion.json", "conversion.html")  # the report of `convert`, if it made it
@@ -295,8 +295,8 @@ def _chat_files(folder: Path, header: _Header) -> ChatFiles:
 def _default_chat(tokenizer_json: str, config: HiMixConfig) -> Chat:
     """Of a checkpoint that says nothing: eos_token is the model's first end token."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    except Exception:  # noqa: BLE001 (a bad tokenizer.json is refused where it is used)
+        tokenizer = read_tokenizer_json(tokenizer_json).tokenizer
+    except ValueError:  # a bad tokenizer.json is refused where it is used
         return Chat()
     ends = [tokenizer.id_to_token(end) for end in config.decoder.eos_token_ids[:1]]
     return Chat({"eos_token": ends[0]} if ends and ends[0] is not None else {})

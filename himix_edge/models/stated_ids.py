@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from himix_edge.config import DecoderConfig
 from himix_edge.contract import TOKENIZER
 from himix_edge.errors import CheckpointError
 from himix_edge.models.hub import CONFIG, json_object
 from himix_edge.models.tokenizer_files import TOKENIZER_CONFIG, special_token
 from himix_edge.plain import shown
+from himix_edge.tokenizer_json import read_tokenizer_json
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -95,8 +94,9 @@ def _of_tokenizer(folder: Path) -> Iterator[int]:
     if not text or not (folder / TOKENIZER).is_file():
         return
     try:
-        found = Tokenizer.from_file(str(folder / TOKENIZER)).token_to_id(text)
-    except Exception as error:  # `tokenizers` raises nothing more special
+        read = read_tokenizer_json((folder / TOKENIZER).read_bytes())
+        found = read.tokenizer.token_to_id(text)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read {folder / TOKENIZER}",
             expected="a tokenizer.json of the tokenizers package",

@@ -2,12 +2,14 @@
 
 Reference: transformers' `render_jinja_template`: the same sandbox, extensions, filters and
     globals. A
-template is a program from a stranger, so it has besides a time limit, and no arithmetic of giants.
+template is a program from a stranger, so it has besides a time limit, and nothing in it may become
+larger than any prompt: see `template_sizes.py`.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import threading
 import time
@@ -24,9 +26,17 @@ from jinja2.visitor import NodeTransformer
 
 from himix_edge.contract import CHAT_TEMPLATE, Chat
 from himix_edge.errors import BundleError, HimixError, PromptError
+from himix_edge.runtimes.template_sizes import (
+    size_of,
+    size_of_call,
+    size_of_filtered,
+    size_of_format,
+    watched,
+)
 
 SECONDS = 5.0  # for one rendering, which takes a millisecond
 LARGEST = 1_000_000  # characters, items or bits of what a template may multiply into being
+MOST = 4 * LARGEST  # ... as reckoned, from above, ahead of a call; and of a list with all within it
 
 
 class Message(TypedDict):
@@ -107,8 +117,9 @@ class ChatTemplate:
 
     def _render(self, messages: History, now: datetime.datetime | None = None) -> str:
         clock = {} if now is None else {"strftime_now": now.strftime}
-        with self._environment.deadline():
-            text = self._template.render(
+        said = sum(len(message["content"]) for message in messages)
+        with self._environment.limits(LARGEST + 10 * said):
+            text: str = self._template.render(
                 messages=self._messages(messages),
                 tools=None,
                 documents=None,
@@ -116,8 +127,7 @@ class ChatTemplate:
                 **self.chat.special_tokens,
                 **clock,
             )
-            said = sum(len(message["content"]) for message in messages)
-            return self._environment.checked_prompt(text, LARGEST + 10 * said)
+            return text
 
     def _messages(self, messages: History) -> list[dict[str, Any]]:
         """As the template takes them: contents are texts, or typed parts with the image ahead."""
@@ -139,15 +149,24 @@ class _LimitError(HimixError):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """transformers' sandbox; every loop, call and joining of texts looks at the clock."""
+    """transformers' sandbox; what makes a value looks at the clock, and at the value's size."""
 
-    intercepted_binops = frozenset({"*", "**", "+"})
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
-        self.filters |= {"tojson": _to_json, "_checked": self._checked, "_watched": self._watched}
+        self.filters["tojson"] = _to_json
+        self.filters |= {
+            name: self._limited(name, function) for name, function in self.filters.items()
+        }
+        self.filters |= {
+            "_checked": self._checked,
+            "_joined": self._joined,
+            "_watched": self._watched,
+            "_written": self._written,
+        }
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
@@ -156,9 +175,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
         self._local = threading.local()
 
-    def deadline(self) -> _Deadline:
-        """For the time within the block, of this thread."""
-        return _Deadline(self._local)
+    def limits(self, most: int) -> _Limits:
+        """For the time within the block, of this thread; `most` characters may be written."""
+        return _Limits(self._local, most)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -167,11 +186,40 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         __self._look_at_clock()
-        return super().call(__context, __obj, *args, **kwargs)
+        __self._require(size_of_call(__obj, args, kwargs, LARGEST))
+        args = tuple(map(__self._watched_if_lazy, args))
+        return __self._checked_size(super().call(__context, __obj, *args, **kwargs))
+
+    def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that refuses to make too much."""
+        ahead = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            self._look_at_clock()
+            given = [*map(self._watched_if_lazy, args[ahead:])]
+            if name in ("join", "batch", "slice", "tojson", "pprint", "string") and given:
+                given[0] = list(given[0]) if isinstance(given[0], Iterator) else given[0]
+            self._require(size_of_filtered(name, given, kwargs, LARGEST))
+            return self._checked_size(function(*args[:ahead], *given, **kwargs))
+
+        return limited
+
+    def _watched_if_lazy(self, value: Any) -> Any:
+        return watched(value, self._require, LARGEST) if isinstance(value, Iterator) else value
+
+    def _require(self, size: int) -> None:
+        self._look_at_clock()
+        if size > MOST:
+            raise _LimitError(f"it makes a value of more than {MOST:,} characters or items")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuses products, powers and sums that no prompt needs."""
-        if operator == "**":
+        """Refuses products, powers, sums and formats that no prompt needs."""
+        if operator == "%" and isinstance(left, (str, bytes)):
+            size = size_of_format(left, right, LARGEST)
+        elif operator == "%":
+            size = 0
+        elif operator == "**":
             size = _size(left) * right if isinstance(right, int) else 0
         elif isinstance(left, int) and isinstance(right, int):
             size = _size(left) + _size(right)
@@ -184,6 +232,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._checked_size(super().call_binop(context, operator, left, right))
 
     @jinja2.pass_context
+    def _joined(self, _context: Any, parts: list[Any]) -> str:
+        self._require(size_of(parts, LARGEST))
+        return "".join(map(str, parts))
+
+    @jinja2.pass_context
+    def _written(self, _context: Any, value: Any, fixed: int = 0) -> Any:
+        """A value on its way into the text, with `fixed` characters beside it."""
+        self._local.left -= fixed + size_of(value, LARGEST)
+        if self._local.left < 0:
+            raise _LimitError(f"it makes a prompt of more than {self._local.most:,} characters")
+        return value
+
+    @jinja2.pass_context
     def _watched(self, _context: Any, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             self._look_at_clock()
@@ -191,39 +252,33 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @jinja2.pass_context
     def _checked(self, _context: Any, value: Any) -> Any:
-        self._look_at_clock()
         return self._checked_size(value)
 
     def _checked_size(self, value: Any) -> Any:
-        if isinstance(value, (str, list, tuple)) and len(value) > LARGEST:
-            raise _LimitError(f"it makes a text or list of more than {LARGEST:,} items")
+        self._look_at_clock()
+        if size_of(value, MOST) > MOST:
+            raise _LimitError(f"it makes a text or list of more than {MOST:,} items")
         return value
 
-    def checked_prompt(self, text: str, most: int) -> str:
-        """What a template has rendered; one call of Python's own may have made all of it."""
-        self._look_at_clock()
-        if len(text) > most:
-            raise _LimitError(f"it makes a prompt of more than {most:,} characters")
-        return text
-
     def _look_at_clock(self) -> None:
-        if time.monotonic() > self._local.deadline:
+        if time.monotonic() > getattr(self._local, "deadline", float("inf")):  # else it compiles
             raise _LimitError(f"it does not end within {SECONDS:.0f} seconds")
 
 
-class _Deadline:
-    def __init__(self, local: threading.local) -> None:
-        self._local = local
+class _Limits:
+    def __init__(self, local: threading.local, most: int) -> None:
+        self._local, self._most = local, most
 
     def __enter__(self) -> None:
         self._local.deadline = time.monotonic() + SECONDS
+        self._local.left = self._local.most = self._most
 
     def __exit__(self, *_: object) -> None:
         self._local.deadline = float("-inf")
 
 
 class _Watching(NodeTransformer):
-    """Puts loops' iterables and joined texts through the environment's checks."""
+    """Puts iterables, lists, joined texts and all that is written through the checks."""
 
     def __init__(self, environment: _Environment) -> None:
         self._environment = environment
@@ -234,10 +289,33 @@ class _Watching(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return self._filtered(node, "_checked")
+        return self._filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
 
-    def _filtered(self, node: nodes.Node, name: str) -> nodes.Filter:
-        new = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        return self._filtered(self.generic_visit(node), "_checked")
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        return self._filtered(self.generic_visit(node), "_checked")
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return node if node.ctx == "store" else self._filtered(node, "_checked")
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        fixed = sum(len(n.data) for n in node.nodes if isinstance(n, nodes.TemplateData))
+        beside = nodes.Const(fixed, lineno=node.lineno)
+        counted: list[nodes.Expr] = [self._filtered(nodes.Const(""), "_written", [beside])]
+        node.nodes = counted + [
+            part if isinstance(part, nodes.TemplateData) else self._filtered(part, "_written")
+            for part in node.nodes
+        ]
+        return node
+
+    def _filtered(
+        self, node: nodes.Node, name: str, args: list[nodes.Expr] | None = None
+    ) -> nodes.Filter:
+        new = nodes.Filter(node, name, args or [], [], None, None, lineno=node.lineno)
         new.set_environment(self._environment)
         return new
 
@@ -312,10 +390,8 @@ def _to_json(
 
 
 def _size(value: Any) -> int:
-    """Bits of a whole number, items of anything that has a length."""
-    if isinstance(value, int):
-        return value.bit_length()
-    return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
+    """Bits of a whole number, else its size."""
+    return value.bit_length() if isinstance(value, int) else size_of(value, LARGEST)
 
 
 def _reason(error: Exception) -> str:

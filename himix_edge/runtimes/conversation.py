@@ -127,7 +127,8 @@ class Conversation:
 
     def _prompt(self, words: str) -> list[int]:
         """The ids of the whole conversation with this question at its end."""
-        return self._model.tokenizer.encode_turn(self.messages, words)
+        most = self._model.manifest.config.decoder.max_position_embeddings
+        return self._model.tokenizer.encode_turn(self.messages, words, most)
 
     def _require_room(self, cache: Cache, ids: list[int]) -> None:
         room = cache.capacity - cache.image_slots

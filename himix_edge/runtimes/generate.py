@@ -171,24 +171,61 @@ class StopStrings:
     """Lets text through up to the first stop string; `found` then says so.
 
     A text that may be the beginning of a stop string is held back until that is decided. Where stop
-    strings overlap, the one that is complete first counts, whichever way the text comes in pieces.
+    strings overlap, the one that is complete first counts, whichever way the text comes in pieces;
+    of several that are complete at once, the longest.
+
+    The beginnings of all stop strings are the states of an automaton (Aho and Corasick, 1975): each
+    character of a text costs the same, whatever the number and length of the stop strings.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.found = False
-        self._stop = stop
         self._held = ""
+        self._state = 0  # the longest beginning of a stop string that the text ends in
+        self._next: list[dict[str, int]] = [{}]  # by character: the beginning that is one longer
+        self._length = [0]  # of each beginning
+        self._shorter = [0]  # the next shorter beginning that it ends in
+        self._complete = [0]  # the length of the longest stop string that it ends in
+        for string in stop:
+            self._add(string)
+        self._link()
+
+    def _add(self, string: str) -> None:
+        state = 0
+        for character in string:
+            following = self._next[state].setdefault(character, len(self._next))
+            if following == len(self._next):
+                self._next.append({})
+                self._length.append(self._length[state] + 1)
+                self._shorter.append(0)
+                self._complete.append(0)
+            state = following
+        self._complete[state] = len(string)
+
+    def _link(self) -> None:
+        states = list(self._next[0].values())
+        for state in states:  # the list grows: shorter beginnings first
+            for character, longer in self._next[state].items():
+                shorter = self._shorter[longer] = self._after(self._shorter[state], character)
+                self._complete[longer] = self._complete[longer] or self._complete[shorter]
+                states.append(longer)
+
+    def _after(self, state: int, character: str) -> int:
+        """The longest beginning that a text ends in after one more character."""
+        while state and character not in self._next[state]:
+            state = self._shorter[state]
+        return self._next[state].get(character, 0)
 
     def push(self, piece: str) -> str:
         """The text that is safe to show, after one more piece."""
-        text, self._held = self._held + piece, ""
-        matches = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
-        if matches:
-            self.found = True
-            return text[: min(matches)[1]]
-        beginnings = (s[:n] for s in self._stop for n in range(1, len(s)))
-        held = max((len(b) for b in beginnings if text.endswith(b)), default=0)
-        cut = len(text) - held
+        text = self._held + piece
+        for end, character in enumerate(piece, len(self._held) + 1):
+            self._state = self._after(self._state, character)
+            if complete := self._complete[self._state]:
+                self.found = True
+                self._held = ""
+                return text[: end - complete]
+        cut = len(text) - self._length[self._state]
         self._held = text[cut:]
         return text[:cut]
 

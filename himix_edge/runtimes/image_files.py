@@ -1,4 +1,8 @@
-"""Image files, decoded by Pillow, and no larger than they have to be."""
+"""Image files, decoded by Pillow, and no larger than they have to be.
+
+A decoder gets the parts of a file that its picture needs, and only if these take no more than
+BUDGET of memory and a few seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,42 @@ import importlib
 import os
 import struct
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import PIL
 from PIL import Image
 
 from himix_edge.errors import HimixError, ImageError
+from himix_edge.runtimes.image_checks import SLOW_PIXELS, is_slow
 from himix_edge.runtimes.image_kinds import HEAD, brand_of, other_kind
 from himix_edge.runtimes.jpeg_scans import buffered_scans
+from himix_edge.runtimes.orientation import orientation_of
+from himix_edge.runtimes.picture_parts import needed_parts
+from himix_edge.runtimes.spliced import spliced
+from himix_edge.runtimes.tiff_parts import BITS as BITS_PER_SAMPLE
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
     from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 # In memory, after reduced decoding. "50 megapixels" are up to 8192 x 6144 = 50.3 million in phones
 # and 8256 x 6192 = 51.1 in cameras; and half as wide and high, "200" are 8192 x 6144 again.
 MAX_PIXELS = 52_000_000
+MAX_EDGE = 1_000_000  # pixels in a row or column; each row takes some memory of its own
 MAX_REDUCTION = 4  # of width and height: of JPEG and JPEG 2000, which can be decoded smaller
+# Bytes of memory for decoding a picture and making it RGB, beside the file itself.
+BUDGET = 560_000_000
+# What a pixel takes of it: 4 as it is decoded, 4 as RGB, and what a decoder holds besides.
+COSTS = {"WEBP": 24, "JPEG2000": 25, "AVIF": 20, "HEIC": 20}
+COST = 8
 # Of a JPEG whose coefficients are all in memory (see `jpeg_scans.py`), for each of MAX_PIXELS:
-# 624 MB at 2 bytes each, which are 208 megapixels with colours at half resolution, 104 with all.
-MAX_COEFFICIENTS = 6
+# 312 MB at 2 bytes each, which are 104 megapixels with colours at half resolution, 52 with all.
+MAX_COEFFICIENTS = 3
 MAX_SCANS = 100  # of a JPEG; each is one more pass over the picture. Encoders write about ten
+MAX_SCANNED = 2_000_000_000  # pixels of all scans: 40 of a picture of 50 megapixels
+MAX_HELD = 1 << 27  # bytes of a file in a format that is read as a whole
 
 # What Pillow decodes by itself; EPS, for one, would start another program. The first that accepts a
 # file's head is its format.
@@ -46,8 +64,21 @@ FORMATS = (*PLUGINS, "AVIF", "HEIC")
 EXTRA = "pip install 'himix-edge[heif]'"
 
 
-def decode(file: IO[bytes], name: str) -> tuple[Image.Image, tuple[int, int]]:
-    """A file's first picture, and the width and height that it has in the file.
+class Decoded(NamedTuple):
+    """A file's first picture.
+
+    Attributes:
+        size: width and height that it has in the file.
+        orientation: as EXIF numbers them; 1 is upright.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    orientation: int = 1
+
+
+def decode(file: IO[bytes], name: str) -> Decoded:
+    """A file's first picture.
 
     Pictures of up to MAX_PIXELS come in full. A larger JPEG or JPEG 2000 comes at the largest half
     or quarter that fits; its shorter edge then still has 390 pixels or more. Pillow's own limit,
@@ -55,57 +86,82 @@ def decode(file: IO[bytes], name: str) -> tuple[Image.Image, tuple[int, int]]:
 
     Raises:
         ImageError: in an unknown format, in one that lacks its decoder, empty, or too large by what
-            its header says.
+            its header says, or slow.
     """
     head = file.read(HEAD)
     if not head:
         raise ImageError(
             f"{name} can't be read", found="an empty file", fix="get a whole copy of the file"
         )
+    kind = _kind_of(head, name)
+    needed = needed_parts(file, kind, name)
+    if kind in COSTS and file.seek(0, os.SEEK_END) > MAX_HELD:
+        raise ImageError(
+            f"{name} is too large", expected=f"at most {MAX_HELD >> 20} MiB of {kind}", found="more"
+        )
+    slow = is_slow(file, kind, name)
     file.seek(0)
-    image = _opened(file, head, name)
+    source = spliced(file, needed.parts) if needed else file
+    image = _opened(source, kind, name)
     size = image.size
-    check_size(name, *size, _largest(image, file, name))
-    if (step := _step(size)) > 1:
+    if image.mode == "F":
+        raise unknown_depth("floating point numbers")
+    most = min(MAX_PIXELS, BUDGET // _cost(image))
+    check_size(name, *size, SLOW_PIXELS if slow else _largest(image, source, name, most))
+    _check_edges(name, size)
+    if (step := _step(size, most)) > 1:
         _reduce(image, step)
+    exif, xmp = (needed.exif, needed.xmp) if needed else (_info(image, "exif"), _info(image, "xmp"))
     try:
         image.load()
     except Exception as error:
-        if step > 1 and image.format == "JPEG2000":  # it may hold no smaller resolution
-            raise too_large(name, *size) from error
+        if step > 1 and kind == "JPEG2000":  # it may hold no smaller resolution
+            raise too_large(name, *size, most) from error
         raise
     check_size(name, *image.size)  # some formats tell the truth only now
-    return image, size
+    return Decoded(image, size, orientation_of(exif, xmp))
 
 
-def _opened(file: IO[bytes], head: bytes, name: str) -> ImageFile:
-    """As `Image.open` does, but for its limit, which could be lifted for all threads only."""
+def _info(image: Image.Image, key: str) -> bytes:
+    found = image.info.get(key)
+    return found if isinstance(found, bytes) else b""
+
+
+def _kind_of(head: bytes, name: str) -> str:
     brand = brand_of(head)
-    if brand == "AVIF":
-        return _opened_avif(file, head, name)
-    if brand == "HEIC":
-        return _opened_heic(file, name)
+    if brand is not None:
+        return brand
     for kind, module in PLUGINS.items():
         importlib.import_module(f"PIL.{module}")
-        factory, accept = Image.OPEN[kind]
+        accept = Image.OPEN[kind][1]
         accepted = accept(head) if accept else True
         if isinstance(accepted, str):
             raise _undecodable(name, kind, accepted)
         if accepted:
-            return _made(factory, file, kind, name)
-    kind, fix = other_kind(head) or ("something else", "convert it to PNG")
+            return kind
+    other, fix = other_kind(head) or ("something else", "convert it to PNG")
     raise ImageError(
-        f"{name} can't be read", expected=f"one of {', '.join(FORMATS)}", found=kind, fix=fix
+        f"{name} can't be read", expected=f"one of {', '.join(FORMATS)}", found=other, fix=fix
     )
 
 
-def _opened_avif(file: IO[bytes], head: bytes, name: str) -> ImageFile:
+def _opened(file: IO[bytes], kind: str, name: str) -> ImageFile:
+    """As `Image.open` does, but for its limit, which could be lifted for all threads only."""
+    if kind == "AVIF":
+        return _opened_avif(file, name)
+    if kind == "HEIC":
+        return _opened_heic(file, name)
+    return _made(Image.OPEN[kind][0], file, kind, name)
+
+
+def _opened_avif(file: IO[bytes], name: str) -> ImageFile:
     try:
         importlib.import_module("PIL.AvifImagePlugin")
     except ImportError as error:
         raise _undecodable(name, "AVIF", f"Pillow {PIL.__version__}", "Pillow 11.3") from error
     factory, accept = Image.OPEN["AVIF"]
-    accepted = accept(head) if accept else True
+    accepted = accept(file.read(HEAD)) if accept else True
+    file.seek(0)
     if isinstance(accepted, str):
         raise _undecodable(name, "AVIF", f"Pillow {PIL.__version__} built without it")
     return _made(factory, file, "AVIF", name)
@@ -139,8 +195,16 @@ def _undecodable(name: str, kind: str, found: str, needs: str = "a decoder") -> 
     )
 
 
-def _largest(image: ImageFile, file: IO[bytes], name: str) -> int:
-    """How many pixels a picture in this file may have."""
+def _cost(image: ImageFile) -> int:
+    """Bytes that a pixel takes at most: in decoding, as decoded, and as RGB."""
+    if image.format == "TIFF":  # a strip may be the whole picture, at its own depth
+        bits = cast("TiffImageFile", image).tag_v2.get(BITS_PER_SAMPLE, (8,))
+        return COST + -(-sum(bits) // 8) - (1 if len(bits) == 1 else 0)
+    return COSTS.get(str(image.format), COSTS["HEIC"] if image.format == "HEIF" else COST)
+
+
+def _largest(image: ImageFile, file: IO[bytes], name: str, most: int) -> int:
+    """How many pixels a picture in this file may have, of which `most` are decoded."""
     if image.format in ("JPEG", "MPO"):
         scans = buffered_scans(file, MAX_SCANS)
         if scans > MAX_SCANS:
@@ -151,9 +215,10 @@ def _largest(image: ImageFile, file: IO[bytes], name: str) -> int:
                 fix="save it again",
             )
         if scans:
-            return int(MAX_PIXELS * MAX_COEFFICIENTS / _coefficients(cast("JpegImageFile", image)))
-        return MAX_PIXELS * MAX_REDUCTION**2
-    return MAX_PIXELS * (MAX_REDUCTION**2 if image.format == "JPEG2000" else 1)
+            held = MAX_PIXELS * MAX_COEFFICIENTS / _coefficients(cast("JpegImageFile", image))
+            return min(int(held), MAX_SCANNED // scans)
+        return most * MAX_REDUCTION**2
+    return most * (MAX_REDUCTION**2 if image.format == "JPEG2000" else 1)
 
 
 def _coefficients(image: JpegImageFile) -> float:
@@ -163,10 +228,10 @@ def _coefficients(image: JpegImageFile) -> float:
     return sum(across * down for across, down in samples) / full
 
 
-def _step(size: tuple[int, int]) -> int:
-    """1, or what to divide width and height by, so that no more than MAX_PIXELS are left."""
+def _step(size: tuple[int, int], most: int) -> int:
+    """1, or what to divide width and height by, so that no more than `most` pixels are left."""
     step = 1
-    while -(-size[0] // step) * -(-size[1] // step) > MAX_PIXELS:
+    while -(-size[0] // step) * -(-size[1] // step) > most:
         step *= 2
     return step
 
@@ -177,6 +242,26 @@ def _reduce(image: ImageFile, step: int) -> None:
     else:
         width, height = image.size
         image.draft(None, (max(width // step, 1), max(height // step, 1)))
+
+
+def _check_edges(name: str, size: tuple[int, int]) -> None:
+    if max(size) > MAX_EDGE:
+        raise ImageError(
+            f"{name} is too large",
+            expected=f"at most {MAX_EDGE:,} pixels in width and height",
+            found=f"{size[0]} x {size[1]}",
+            fix="cut out the part that matters",
+        )
+
+
+def unknown_depth(found: str) -> ImageError:
+    """Of a picture whose numbers have no known largest value."""
+    return ImageError(
+        "the image's depth is unknown",
+        expected="8 or 16 bits a channel",
+        found=found,
+        fix="save it as an 8-bit PNG",
+    )
 
 
 def check_size(name: str, width: int, height: int, most: int | None = None) -> None:

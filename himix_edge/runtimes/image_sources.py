@@ -7,10 +7,11 @@ import errno
 import io
 import os
 import re
+import select
+import stat
 import sys
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from himix_edge.errors import ConfigError, ImageError, closest
-from himix_edge.runtimes.image_files import check_size, decode, first_line
+from himix_edge.runtimes.image_files import Decoded, check_size, decode, first_line
 
 
 class Readable(Protocol):
@@ -45,7 +46,9 @@ ImageSource: TypeAlias = (
 )
 
 CHANNELS: tuple[Channels, ...] = ("RGB", "BGR")
-MAX_BYTES = 1 << 29  # that are read of what has no known size: MAX_PIXELS of RGBA in 16 bits fit
+MAX_BYTES = 160 << 20  # that are read of what has no known size: MAX_PIXELS of RGB fit
+PATIENCE = 10.0  # seconds until a named pipe must have something
+OPENING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 URL = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # but not C:/
 
 
@@ -75,8 +78,8 @@ def name_of(source: object) -> str:
     return f"image {name if len(name) <= 200 else name[:197] + '...'}"
 
 
-def open_image(source: ImageSource, channels: Channels = "RGB") -> tuple[Image.Image, Size]:
-    """The image as it is stored, its pixels in memory, and its size before any reduction.
+def open_image(source: ImageSource, channels: Channels = "RGB") -> Decoded:
+    """The image as it is stored, its pixels in memory.
 
     Raises:
         ConfigError: unknown channels, or BGR in what says itself what its channels are.
@@ -87,10 +90,10 @@ def open_image(source: ImageSource, channels: Channels = "RGB") -> tuple[Image.I
     _check_channels(channels, is_array=array is not None)
     if array is not None:
         image = _image_from_array(array, channels)
-        return image, image.size
+        return Decoded(image, image.size)
     if isinstance(source, Image.Image):
         check_size(name, *source.size)
-        return source, source.size
+        return Decoded(source, source.size)
     if isinstance(source, (str, os.PathLike)):
         with _opened(source, name) as file:
             return decode(file, name)
@@ -104,7 +107,7 @@ def open_image(source: ImageSource, channels: Channels = "RGB") -> tuple[Image.I
             expected="a path, bytes, a binary file object, a Pillow image or a uint8 array",
             found=type(source).__name__,
         ) from None
-    return decode(io.BytesIO(data.tobytes()), name)
+    return decode(io.BytesIO(source if isinstance(source, bytes) else data.tobytes()), name)
 
 
 def _check_channels(channels: str, is_array: bool) -> None:
@@ -187,15 +190,38 @@ def _opened(source: str | os.PathLike[str], name: str) -> Iterator[IO[bytes]]:
             expected="a file's name",
             found="nothing" if not path else f"a NUL character in {path!r}",
         )
-    if Path(path).is_dir():
-        raise ImageError(
-            f"{name} can't be read",
-            expected="a file",
-            found=os.strerror(errno.EISDIR),
-            fix="give a picture in it",
-        )
-    with Path(path).open("rb") as file:
-        yield file if file.seekable() else io.BytesIO(_all_of(file, name))
+    # Without NONBLOCK, a pipe that nobody writes to would not even open.
+    descriptor = os.open(path, OPENING)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file
+        elif stat.S_ISFIFO(mode):
+            yield io.BytesIO(_all_of(_Pipe(descriptor), name))
+        else:
+            raise ImageError(
+                f"{name} can't be read",
+                expected="a file",
+                found=os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "a device",
+                fix="give a picture in it" if stat.S_ISDIR(mode) else "give a picture's file",
+            )
+    finally:
+        os.close(descriptor)
+
+
+class _Pipe:
+    """A named pipe, which may have no writer, or one that falls silent."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        if not self._poll.poll(1000 * PATIENCE):
+            raise TimeoutError(f"nothing came through the pipe for {PATIENCE:.0f} seconds")
+        return os.read(self._descriptor, size)
 
 
 def _url(url: str) -> ImageError:
@@ -216,7 +242,7 @@ def _url(url: str) -> ImageError:
 
 def _all_of(file: Any, name: str) -> bytes:
     """A file object's bytes from its position on; the file stays open."""
-    parts: list[bytes] = []
+    parts = bytearray()
     left = MAX_BYTES
     while left >= 0 and (part := file.read(min(left + 1, 1 << 20))):
         if not isinstance(part, (bytes, bytearray, memoryview)):
@@ -228,7 +254,7 @@ def _all_of(file: Any, name: str) -> bytes:
                 found=f"{type(part).__name__} from read()",
                 fix='open the file with mode "rb", or give its bytes',
             )
-        parts.append(bytes(part))
+        parts += part
         left -= len(part)
     if left < 0:
         raise ImageError(
@@ -237,4 +263,4 @@ def _all_of(file: Any, name: str) -> bytes:
             found="more",
             fix="scale it down, or cut out the part that matters",
         )
-    return b"".join(parts)
+    return bytes(parts)

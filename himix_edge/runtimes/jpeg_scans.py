@@ -15,6 +15,7 @@ CHUNK = 1 << 16  # bytes searched at a time
 # Frame headers: C0..CF without DHT, JPG and DAC; of these, those of progressive frames.
 FRAMES = {0xC0 + i for i in range(16)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+MARKERS = 50  # for each scan, all kinds; an encoder writes up to ten
 SCAN, END, START, TEMPORARY = 0xDA, 0xD9, 0xD8, 0x01
 
 
@@ -25,12 +26,15 @@ def buffered_scans(file: IO[bytes], most: int) -> int:
     whose first scan holds some of the components only. The file's position is left as it was.
 
     Args:
-        most: counting ends above this number.
+        most: counting ends above this number, and where there are far more markers of any kind.
     """
     position = file.tell()
     file.seek(2)  # the start of the image
-    scans, components, progressive = 0, 0, False
-    while scans <= most and (marker := _next_marker(file)) != END:
+    scans, components, progressive, markers = 0, 0, False, 0
+    while scans <= most and (marker := next_marker(file)) != END:
+        markers += 1
+        if markers > MARKERS * most:
+            return most + 1
         if marker in (START, TEMPORARY):
             continue
         length = int.from_bytes(file.read(2), "big")
@@ -49,7 +53,7 @@ def buffered_scans(file: IO[bytes], most: int) -> int:
     return scans
 
 
-def _next_marker(file: IO[bytes]) -> int:
+def next_marker(file: IO[bytes]) -> int:
     """Past data, to behind the next marker; END if there is none."""
     while chunk := file.read(CHUNK):
         if found := MARKER.search(chunk):

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from himix_edge.config import PreprocessConfig, ResizeMode
-from himix_edge.errors import ConfigError, ImageError, closest
-from himix_edge.runtimes.image_files import FORMATS, MAX_PIXELS, image_errors
+from himix_edge.errors import ConfigError, closest
+from himix_edge.runtimes.image_files import FORMATS, MAX_PIXELS, image_errors, unknown_depth
 from himix_edge.runtimes.image_sources import Channels, ImageSource, Size, name_of, open_image
+from himix_edge.runtimes.orientation import upright
 from himix_edge.runtimes.shape_notices import shape_notices
 
 __all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "load_image", "pixel_values", "prepare"]
 
 MAX_BAND = 1 << 22  # pixels that are padded at a time
+MAX_SIDE = 1 << 16  # pixels of an edge that is resized as it is: all of a JPEG
 MAX_PADDED = 1 << 28  # ... in all: of a picture of larger square, a smaller copy is padded
 
 
@@ -103,12 +105,13 @@ def load_image(source: ImageSource, channels: Channels = "RGB") -> Image.Image:
 def _upright(source: ImageSource, channels: Channels) -> tuple[Image.Image, Size]:
     """The image, and the size that it would have without reduced decoding."""
     with image_errors(name_of(source)):
-        stored, (width, height) = open_image(source, channels)
+        stored, (width, height), orientation = open_image(source, channels)
         lay = stored.width > stored.height
         if stored is source:
             image = ImageOps.exif_transpose(stored)  # a copy
         else:
-            ImageOps.exif_transpose(image := stored, in_place=True)
+            image = upright(stored, orientation)
+            del stored  # one of the two is enough
         turned = lay != (image.width > image.height)
         return _rgb(image), (height, width) if turned else (width, height)
 
@@ -123,7 +126,7 @@ def pixel_values(
     """
     size, resample = config.image_size, Image.Resampling[config.resample.upper()]
     if config.resize == "squash":
-        square = np.asarray(image.resize((size, size), resample))  # [H, W, 3]
+        square = np.asarray(_resized(image, (size, size), resample))  # [H, W, 3]
     elif config.resize == "pad":
         margin = tuple(int(level * 255) for level in config.image_mean)
         square = np.asarray(_padded(image, size, resample, margin))
@@ -143,13 +146,14 @@ def _cropped(
     shorter, longer = sorted(image.size)
     if width * height > MAX_PIXELS and longer > 8 * shorter:  # a hair; five squares are enough
         start = (longer - 5 * shorter) // 2
-        lying = image.width > image.height
-        box = (start, 0, longer - start, shorter) if lying else (0, start, shorter, longer - start)
-        middle = image.crop(box)
+        if image.width > image.height:
+            middle = _part(image, start, 0, longer - 2 * start, shorter)
+        else:
+            middle = _part(image, 0, start, shorter, longer - 2 * start)
         return _cropped(middle, size, resample, middle.size)
     left, top = (width - size) // 2, (height - size) // 2
-    resized = np.asarray(image.resize((width, height), resample))
-    return resized[top : top + size, left : left + size]
+    resized = _resized(image, (width, height), resample)
+    return np.asarray(_part(resized, left, top, size, size))
 
 
 def _padded(
@@ -163,7 +167,8 @@ def _padded(
     side = max(image.size)
     if side**2 > MAX_PADDED:
         ratio = MAX_PADDED**0.5 / side
-        image = image.resize([max(int(edge * ratio), 1) for edge in image.size], resample)
+        width, height = (max(int(edge * ratio), 1) for edge in image.size)
+        image = _resized(image, (width, height), resample)
         side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     narrow = Image.new("RGB", (size, side), margin)  # [side, size, 3]
@@ -172,32 +177,55 @@ def _padded(
         band = Image.new("RGB", (side, min(rows, image.height - y)), margin)
         band.paste(image, (left, -y))
         narrow.paste(band.resize((size, band.height), resample), (0, top + y))
-    return narrow.resize((size, size), resample)
+    return _resized(narrow, (size, size), resample)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """As `Image.resize`, in bounded memory: a very long edge is averaged down to MAX_SIDE first."""
+    across, down = (-(-edge // MAX_SIDE) for edge in image.size)
+    if max(across, down) > 1:
+        image = image.reduce((across, down))
+    return image.resize(size, resample)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """In bands: conversions take several times the memory of what they convert."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode == "F":
+        raise unknown_depth("floating point numbers")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        if image.mode == "RGB":
+            return image
+    found = Image.new("RGB", image.size)
+    rows = max(MAX_BAND // image.width, 1)
+    for y in range(0, image.height, rows):
+        band = _part(image, 0, y, image.width, min(rows, image.height - y))
+        found.paste(_band_as_rgb(band), (0, y))
+    return found
+
+
+def _part(image: Image.Image, left: int, top: int, width: int, height: int) -> Image.Image:
+    """As `Image.crop`, which asks Pillow's own limit, its user's."""
+    part = Image.new(image.mode, (width, height))
+    part.paste(image, (-left, -top))
+    part.info = image.info
+    return part
+
+
+def _band_as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_from_16_bits(np.asarray(image)).convert("RGB")
-    if image.mode == "F":
-        raise _unknown_depth("floating point numbers")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _grey_from_16_bits(values: NDArray[np.integer]) -> Image.Image:
     """0..65535 -> 0..255; Pillow's own conversion would clip at 255."""
     if values.min() < 0 or values.max() > 65535:
-        raise _unknown_depth(f"values from {values.min()} to {values.max()}")
+        raise unknown_depth(f"values from {values.min()} to {values.max()}")
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _unknown_depth(found: str) -> ImageError:
-    return ImageError(
-        "the image's depth is unknown",
-        expected="8 or 16 bits a channel",
-        found=found,
-        fix="save it as an 8-bit PNG",
-    )

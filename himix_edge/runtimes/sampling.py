@@ -7,6 +7,7 @@ Reference: transformers' `RepetitionPenaltyLogitsProcessor`, `TemperatureLogitsW
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,11 @@ from himix_edge.contract import SUPPRESSED_LOGIT
 from himix_edge.errors import BundleError, ConfigError, closest
 from himix_edge.plain import shown
 
+MAX_NUMBER = 1000  # of a temperature, which then draws nearly evenly, and of a penalty
+MAX_COUNT = 2**31 - 1  # of tokens; an answer ends where the context is full, whatever is asked for
+MAX_SEED = 2**64 - 1
+MAX_STOPS, MAX_STOP_LENGTH = 1024, 10_000  # strings, and characters of all of them
+
 _LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -28,13 +34,15 @@ class SamplingOptions:
     """How tokens are chosen, and when to end.
 
     Attributes:
-        temperature: 0 is greedy, 1 the model's own distribution.
-        top_k: draw from the k likeliest tokens only; 0 is all of them.
+        temperature: 0 is greedy, 1 the model's own distribution, 1000 the highest.
+        top_k: draw from the k likeliest tokens only; 0 is all of them. Up to 2**31 - 1.
         top_p: draw from the fewest tokens that hold this much probability; 1 is all.
         repetition_penalty: above 1, tokens of the text so far get less likely; 1 changes nothing.
-        seed: the same seed draws the same tokens; None draws anew each time.
-        max_tokens: of an answer.
-        stop: a string, or several, before which the answer ends; kept as a tuple.
+            Above 0, up to 1000.
+        seed: the same seed draws the same tokens; None draws anew each time. Up to 2**64 - 1.
+        max_tokens: of an answer, from 1 to 2**31 - 1; it ends as well where the context is full.
+        stop: a string, or several, before which the answer ends; kept as a tuple. Up to 1,024
+            strings, of 10,000 characters together.
 
     Raises:
         ConfigError: a value out of its range.
@@ -51,18 +59,25 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Checks every value, and keeps it as plain Python's: numpy's numbers do as well."""
         number, whole, stop = _number(self.temperature), _whole(self.top_k), _strings(self.stop)
-        self._keep("temperature", number, "a number from 0 up", number >= 0)
-        self._keep("top_k", whole, "a whole number from 0 up", whole >= 0)
+        most = f"a number from 0 to {MAX_NUMBER}"
+        self._keep("temperature", number, most, 0 <= number <= MAX_NUMBER)
+        self._keep("top_k", whole, f"a whole number from 0 to {MAX_COUNT}", 0 <= whole <= MAX_COUNT)
         number = _number(self.top_p)
         self._keep("top_p", number, "a number above 0, at most 1", 0 < number <= 1)
         number = _number(self.repetition_penalty)
-        self._keep("repetition_penalty", number, "a number above 0", number > 0)
+        most = f"a number above 0, at most {MAX_NUMBER}"
+        self._keep("repetition_penalty", number, most, 0 < number <= MAX_NUMBER)
         if self.seed is not None:
             whole = _whole(self.seed)
-            self._keep("seed", whole, "a whole number from 0 up, or None", whole >= 0)
+            most = f"a whole number from 0 to {MAX_SEED}, or None"
+            self._keep("seed", whole, most, 0 <= whole <= MAX_SEED)
         whole = _whole(self.max_tokens)
-        self._keep("max_tokens", whole, "a whole number from 1 up", whole >= 1)
+        most = f"a whole number from 1 to {MAX_COUNT}"
+        self._keep("max_tokens", whole, most, 1 <= whole <= MAX_COUNT)
         self._keep("stop", stop, "a string or several, none of them empty", "" not in stop)
+        most = f"at most {MAX_STOPS:,} strings of {MAX_STOP_LENGTH:,} characters together"
+        short = len(stop) <= MAX_STOPS and sum(map(len, stop)) <= MAX_STOP_LENGTH
+        self._keep("stop", stop, most, short)
 
     def _keep(self, name: str, plain: object, expected: str, right: bool) -> None:
         if not right:
@@ -168,8 +183,13 @@ def _whole(value: object) -> int:
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    """One string, or several, as a tuple; what is neither, as one that is empty."""
+    """One string, or several, as a tuple; what is neither, as one that is empty.
+
+    Of more than MAX_STOPS the first that are too many end it.
+    """
     if isinstance(value, str):
         return (value,)
-    several = tuple(value) if isinstance(value, Iterable) else ("",)
+    several = ("",)
+    if isinstance(value, Iterable):
+        several = tuple(itertools.islice(value, MAX_STOPS + 1))
     return several if all(isinstance(item, str) for item in several) else ("",)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import tokenizers
 
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import (
@@ -16,14 +12,15 @@ from himix_edge.contract import (
     TOKENIZER,
     Chat,
     ImagePlace,
-    corrupt,
-    unreadable,
 )
 from himix_edge.errors import BundleError, HimixError, PromptError
 from himix_edge.runtimes.chat import ChatTemplate, History, user_message
+from himix_edge.tokenizer_json import MAX_BYTES, panics_as_exceptions, read_tokenizer_json
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders make of part of a character
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # one byte of a character that the vocabulary lacks
+MAX_PROMPT = 1_000_000  # characters of a text that is tokenized, at about 200 bytes of memory each
+MAX_NORMALIZED = 20_000_000  # ... after a normalizer that lengthens it
 
 
 class Tokenizer:
@@ -34,33 +31,25 @@ class Tokenizer:
         vocab_size: one more than the largest id.
     """
 
-    def __init__(self, data: bytes, chat: ChatTemplate, where: Path) -> None:
-        """Reads `tokenizer.json`.
+    def __init__(self, data: bytes | str, chat: ChatTemplate, where: Path) -> None:
+        """Reads the contents of a `tokenizer.json`.
 
         Args:
-            data: the file's bytes.
-            where: its path, for errors.
+            where: the file that has them, for errors.
 
         Raises:
-            BundleError: a file that isn't one.
+            BundleError: they are no tokenizer, or one that no device should read.
         """
         try:
-            text = data.decode("utf-8")
-            description = json.loads(text)
-            added = description["added_tokens"]
-            self._hidden = {token["id"] for token in added if token["special"]}
-            self.vocab_size = 1 + max([*_ids(description["model"]), *(t["id"] for t in added)])
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
-            self._tokenizer.encode_special_tokens = chat.chat.split_special_tokens
-        except Exception as error:  # of a bad file, `tokenizers` raises bare Exceptions
-            raise BundleError(
-                f"cannot read {where}",
-                expected="a tokenizer.json of the tokenizers package",
-                found=next(iter(str(error).splitlines()), type(error).__name__),
-                fix="copy the bundle again, or export it again with: himix-edge export",
-            ) from error
+            self._read = read_tokenizer_json(data)
+            self._read.tokenizer.encode_special_tokens = chat.chat.split_special_tokens
+        except ValueError as error:
+            raise _unreadable(where, error) from error
+        self._text = (
+            data if isinstance(data, str) else data.decode()
+        )  # what is used, for whoever asks
+        self._tokenizer = self._read.tokenizer
+        self.vocab_size = self._read.size
         self.chat = chat
 
     @classmethod
@@ -70,14 +59,12 @@ class Tokenizer:
         Raises:
             BundleError: files that are missing or can't be used.
         """
+        data = _read(folder / TOKENIZER)
         try:
-            template, data = (
-                (folder / CHAT_TEMPLATE).read_bytes(),
-                (folder / TOKENIZER).read_bytes(),
-            )
-        except OSError as error:
-            raise unreadable(Path(error.filename), "a file that can be read", error) from error
-        return cls.from_bytes(data, template, chat, folder)
+            template = _read(folder / CHAT_TEMPLATE).decode()
+        except UnicodeDecodeError as error:
+            raise _unreadable(folder / CHAT_TEMPLATE, error) from error
+        return cls(data, ChatTemplate(template, chat), folder / TOKENIZER)
 
     @classmethod
     def from_bundle(cls, files: BundleFiles) -> Tokenizer:
@@ -86,41 +73,37 @@ class Tokenizer:
         Raises:
             BundleError: files that are corrupt or can't be used.
         """
-        data, template = files.read(TOKENIZER), files.read(CHAT_TEMPLATE)
-        return cls.from_bytes(data, template, files.manifest.chat, files.path)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, template: bytes, chat: Chat, folder: Path) -> Tokenizer:
-        """The tokenizer and the chat template of a bundle, from the bytes of their files.
-
-        Args:
-            folder: the bundle's, for errors.
-
-        Raises:
-            BundleError: bytes that can't be used.
-        """
         try:
-            text = template.decode("utf-8")
+            template = files.read(CHAT_TEMPLATE).decode()
         except UnicodeDecodeError as error:
-            raise corrupt(folder / CHAT_TEMPLATE, "text in UTF-8", str(error)) from error
-        return cls(data, ChatTemplate(text, chat), folder / TOKENIZER)
+            raise _unreadable(files.path / CHAT_TEMPLATE, error) from error
+        chat = ChatTemplate(template, files.manifest.chat)
+        return cls(files.read(TOKENIZER), chat, files.path / TOKENIZER)
 
-    def encode_turn(self, history: History, words: str) -> list[int]:
+    def encode_turn(
+        self, history: History, words: str, most_tokens: int | None = None
+    ) -> list[int]:
         """The ids of the prompt that asks `words` after these messages; see `encode_chat`."""
-        return self.encode_chat([*history, user_message(words)])
+        return self.encode_chat([*history, user_message(words)], most_tokens)
 
-    def encode_chat(self, messages: History) -> list[int]:
+    def encode_chat(self, messages: History, most_tokens: int | None = None) -> list[int]:
         """The ids that a conversation puts into the decoder after the image.
 
         They equal those of transformers' `apply_chat_template`, or where the template places an
         image, of the model's own processor, without what stands ahead of the image and for it.
 
+        Args:
+            most_tokens: how many the context holds. A text that can't be as few is refused before
+                it is tokenized.
+
         Raises:
-            PromptError: text that is not Unicode; messages that the template refuses; or that write
-                another image, or change the text ahead of it.
+            PromptError: text that is not Unicode, or too long; messages that the template refuses;
+                or that write another image, or change the text ahead of it.
         """
         try:
+            self._require_short(sum(len(message["content"]) for message in messages), MAX_PROMPT)
             text = self.chat.render(messages)
+            self._require_short(len(text), self.most_characters(most_tokens))
             place = self.chat.chat.image
             return self._ids_after_image(text, place) if place else self.encode(text)
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
@@ -137,17 +120,48 @@ class Tokenizer:
             ) from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """The ids of a text by itself."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """The ids of a text by itself.
+
+        Raises:
+            PromptError: a text that is too long.
+            Exception: whatever tokenizers raises, of a text that it can't encode.
+        """
+        self._require_short(len(text), self.most_characters())
+        with panics_as_exceptions():
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
+
+    def most_characters(self, tokens: int | None = None) -> int:
+        """How long a text may be that is tokenized.
+
+        A text of so many tokens is never longer. Of most tokenizers nothing better than
+        MAX_PROMPT is known: one token may stand for a long unknown word, or for none of its spaces.
+
+        Args:
+            tokens: how many it may become; None for any number.
+        """
+        most = min(MAX_PROMPT, MAX_NORMALIZED // self._read.growth)
+        if tokens is None or not self._read.keeps_text:
+            return most
+        return min(most, tokens * self._read.longest)
+
+    def _require_short(self, length: int, most: int) -> None:
+        if length > most:
+            raise PromptError(
+                "the prompt is too long",
+                expected=f"at most {most:,} characters, template and earlier turns included",
+                found=f"{length:,}",
+                fix="shorten it, or begin a new conversation",
+            )
 
     def _ids_after_image(self, text: str, place: ImagePlace) -> list[int]:
         prefix, rest = self.split_at_image(text, place)
         if prefix != list(place.prefix_ids):
             raise PromptError(
                 "this bundle can't change the text ahead of the image",
-                expected=repr(self._tokenizer.decode(place.prefix_ids, skip_special_tokens=False)),
-                found=repr(self._tokenizer.decode(prefix, skip_special_tokens=False)),
+                expected=repr(self._decoded(place.prefix_ids)),
+                found=repr(self._decoded(prefix)),
                 fix="leave out the system prompt, or put it into the question",
             )
         return [*place.opening_ids, *rest]
@@ -188,11 +202,26 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._decoded(ids, skip_special_tokens=True)
+
+    def _decoded(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        try:
+            with panics_as_exceptions():
+                text: str = self._tokenizer.decode(
+                    list(ids), skip_special_tokens=skip_special_tokens
+                )
+                return text
+        except Exception as error:
+            raise BundleError(
+                "the tokenizer can't decode an answer",
+                expected="token ids that its decoder takes",
+                found=next(iter(str(error).splitlines()), type(error).__name__),
+                fix="export the checkpoint again with the tokenizer it was trained with",
+            ) from error
 
     def is_hidden(self, token: int) -> bool:
         """Whether `decode` leaves the token out."""
-        return token in self._hidden
+        return token in self._read.special
 
     def is_byte(self, token: int) -> bool:
         """Whether the token is one byte of a character, in vocabularies that fall back to bytes."""
@@ -234,6 +263,18 @@ class Detokenizer:
         return piece
 
 
-def _ids(model: dict[str, Any]) -> Iterable[int]:
-    vocab = model["vocab"]
-    return vocab.values() if isinstance(vocab, dict) else range(len(vocab))  # Unigram's is a list
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"cannot read {path}",
+        expected="a tokenizer.json of the tokenizers package" if path.name == TOKENIZER else None,
+        found=str(error),
+        fix="copy the bundle again, or export it again with: himix-edge export",
+    )

@@ -19,7 +19,8 @@ from himix_edge.contract import Manifest
 from himix_edge.engines.listing import NOT_TRUSTED, OWN, SIGNED
 from himix_edge.engines.store import find_engines
 from himix_edge.errors import BundleError, ConfigError, DependencyError, EngineError, OutputError
-from himix_edge.export.bundle import is_bundle
+from himix_edge.export.bundle import BUNDLE
+from himix_edge.files import refuse_foreign_folder
 from himix_edge.runtimes import load
 from tests.engines.conftest import make_bundle
 from tests.engines.test_store import ORIN, THOR, put
@@ -59,7 +60,7 @@ def test_signed_and_verified(bundle: Path, key: Path, himix: Any) -> None:
     key_id = PublicKey.read(public(key)).id
     done = himix("sign", bundle, "--key", key)
     assert (done.code, done.err, done.out) == (0, "", f"{bundle}: signed by the key {key_id}.\n")
-    assert is_bundle(bundle)
+    refuse_foreign_folder(bundle, BUNDLE)  # the signature is its own
     done = himix("verify", bundle, "--public-key", public(key))
     assert (done.code, done.err) == (0, "")
     assert done.out == (

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import FileRecord, Manifest
 from himix_edge.engines.build import build_engines
 from himix_edge.engines.opened import Engines
@@ -473,7 +474,7 @@ def test_a_planted_cache_of_onnxruntime(
     (real / "engines" / "onnxruntime").mkdir(parents=True)
     (real / "engines" / "onnxruntime" / "x.engine").write_bytes(PLANTED)
     manifest = Manifest.read(real)
-    open_engine(real, manifest, "tensorrt", Choices(threads=1))
+    open_engine(BundleFiles.open(real), "tensorrt", Choices(threads=1))
     own = tmp_path / "cache" / "onnxruntime-tensorrt" / manifest.digest()
     for _, _, options in ort.opened:
         assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(own)
@@ -495,12 +496,12 @@ def test_a_cache_that_others_can_write(
     place = own / which
     place.chmod(0o777)
     with pytest.raises(OutputError, match="found a folder that others can write"):
-        open_engine(real, manifest, "tensorrt", Choices(threads=1))
+        open_engine(BundleFiles.open(real), "tensorrt", Choices(threads=1))
     place.chmod(0o700)
     own.rename(tmp_path / "elsewhere")
     own.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OutputError, match="found a link"):
-        open_engine(real, manifest, "tensorrt", Choices(threads=1))
+        open_engine(BundleFiles.open(real), "tensorrt", Choices(threads=1))
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,9 @@ def test_typed_contents_have_the_image_in_the_first_question() -> None:
          "{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "LimitError: it makes"),
         ("{% set ns = namespace(x='xx') %}{% for i in range(99) %}"
          "{% set ns.x = ns.x + ns.x %}{% endfor %}", "LimitError: it makes"),
-        ("{{ '%9999999d' % 1 }}", "LimitError: it makes a prompt of more than 1,000"),
-        ("{{ 'x'.ljust(9999999) }}", "LimitError: it makes a prompt"),
+        ("{{ '%9999999d' % 1 }}", "LimitError: it computes a value of more than 1,000"),
+        ("{{ 'x'.ljust(9999999) }}", "LimitError: it makes a value"),
+        ("{% for i in range(99999) %}" + "x" * 999 + "{% endfor %}", "LimitError: it makes a prompt"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ messages[0].content.encode('utf-16').decode('ascii') }}", "UnicodeDecodeError"),
         ("hello", "leaves out the question"),

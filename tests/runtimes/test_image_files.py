@@ -210,7 +210,7 @@ def test_a_large_picture_is_decoded_smaller(
 ) -> None:
     data, config = encoded(waves(*size), kind, **options), PreprocessConfig(32)
     whole = prepare(data, config, resize=resize)
-    monkeypatch.setattr(image_files, "MAX_PIXELS", size[0] * size[1] // 3)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", size[0] * size[1] * 2 // 3)
     assert load_image(data).size in (
         ((size[0] + 1) // 2, (size[1] + 1) // 2),
         (size[0] // 2, size[1] // 2),
@@ -292,7 +292,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("progressive", "subsampling", "most"),
-    [(False, "4:4:4", 832), (True, "4:2:0", 208), (True, "4:2:2", 156), (True, "4:4:4", 104)],
+    [(False, "4:4:4", 832), (True, "4:2:0", 104), (True, "4:2:2", 78), (True, "4:4:4", 52)],
 )
 def test_a_memory_bomb_is_refused_by_its_header(
     progressive: bool, subsampling: str, most: int

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from himix_edge.runtimes.sampling import Sampler, SamplingOptions, penalized, pr
 from tests.tolerances import PROBABILITIES
 
 VOCAB = 200
+COUNT = "a whole number from 0 to 2147483647"
+SEED = "a whole number from 0 to 18446744073709551615, or None"
 TEXT = [3, 3, 17, 42, 199, 0]
 
 
@@ -122,7 +125,7 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
     assert {sampler(logits, []) for _ in range(20)} == {int(logits.argmax())}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e30])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("penalty", [1e-9, 1.0, 2.0])
 def test_what_the_graph_suppresses_is_never_drawn(temperature: float, penalty: float) -> None:
     logits = random_logits(0)
@@ -130,7 +133,7 @@ def test_what_the_graph_suppresses_is_never_drawn(temperature: float, penalty: f
     sampler = Sampler(SamplingOptions(temperature, repetition_penalty=penalty, seed=0))
     drawn = {sampler(logits, [3, 9, 4]) for _ in range(300)}
     assert not drawn & {3, 9}
-    assert temperature < 1e30 or len(drawn) > VOCAB / 2
+    assert temperature < 1000 or len(drawn) > VOCAB / 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -144,30 +147,35 @@ def test_logits_that_are_not_finite(bad: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("temperature", -0.1, "a number from 0 up"),
-        ("temperature", float("nan"), "a number from 0 up"),
-        ("temperature", float("inf"), "a number from 0 up"),
-        ("temperature", "hot", "a number from 0 up"),
-        ("temperature", True, "a number from 0 up"),
-        ("top_k", -1, "a whole number from 0 up"),
-        ("top_k", 1.5, "a whole number from 0 up"),
+        ("temperature", -0.1, "a number from 0 to 1000"),
+        ("temperature", float("nan"), "a number from 0 to 1000"),
+        ("temperature", float("inf"), "a number from 0 to 1000"),
+        ("temperature", "hot", "a number from 0 to 1000"),
+        ("temperature", 1000.1, "a number from 0 to 1000"),
+        ("repetition_penalty", 1e9, "a number above 0, at most 1000"),
+        ("top_k", 2**31, COUNT),
+        ("max_tokens", 2**31, "a whole number from 1 to 2147483647"),
+        ("seed", 2**64, SEED),
+        ("temperature", True, "a number from 0 to 1000"),
+        ("top_k", -1, COUNT),
+        ("top_k", 1.5, COUNT),
         ("top_p", 0.0, "a number above 0, at most 1"),
         ("top_p", 1.01, "a number above 0, at most 1"),
-        ("repetition_penalty", 0.0, "a number above 0"),
-        ("repetition_penalty", -1.0, "a number above 0"),
-        ("seed", -1, "a whole number from 0 up, or None"),
-        ("seed", 0.5, "a whole number from 0 up, or None"),
-        ("max_tokens", 0, "a whole number from 1 up"),
-        ("max_tokens", None, "a whole number from 1 up"),
-        ("max_tokens", True, "a whole number from 1 up"),
-        ("max_tokens", 1e308, "a whole number from 1 up"),
-        ("max_tokens", "5", "a whole number from 1 up"),
-        ("seed", True, "a whole number from 0 up, or None"),
-        ("top_k", np.float32(2), "a whole number from 0 up"),
-        ("temperature", np.float32("nan"), "a number from 0 up"),
-        ("temperature", np.True_, "a number from 0 up"),
-        ("top_k", np.True_, "a whole number from 0 up"),
-        ("temperature", 1j, "a number from 0 up"),
+        ("repetition_penalty", 0.0, "a number above 0, at most 1000"),
+        ("repetition_penalty", -1.0, "a number above 0, at most 1000"),
+        ("seed", -1, SEED),
+        ("seed", 0.5, SEED),
+        ("max_tokens", 0, "a whole number from 1 to 2147483647"),
+        ("max_tokens", None, "a whole number from 1 to 2147483647"),
+        ("max_tokens", True, "a whole number from 1 to 2147483647"),
+        ("max_tokens", 1e308, "a whole number from 1 to 2147483647"),
+        ("max_tokens", "5", "a whole number from 1 to 2147483647"),
+        ("seed", True, SEED),
+        ("top_k", np.float32(2), COUNT),
+        ("temperature", np.float32("nan"), "a number from 0 to 1000"),
+        ("temperature", np.True_, "a number from 0 to 1000"),
+        ("top_k", np.True_, COUNT),
+        ("temperature", 1j, "a number from 0 to 1000"),
         ("stop", "", "a string or several, none of them empty"),
         ("stop", None, "a string or several, none of them empty"),
         ("stop", 5, "a string or several, none of them empty"),
@@ -204,21 +212,35 @@ def test_numbers_beyond_all_floats(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["top_k", "seed", "max_tokens"])
-def test_whole_numbers_of_any_size(name: str) -> None:
-    for value in (HUGE, HUNDREDS, 2**63, np.int64(5), np.uint8(7)):
+def test_whole_numbers_of_any_kind(name: str) -> None:
+    for value in (2**31 - 1, np.int64(5), np.uint8(7)):
         kept = getattr(SamplingOptions().updated({name: value}), name)
         assert (kept, type(kept)) == (int(value), int)
-    with pytest.raises(ConfigError, match="found an int of thousands of digits"):
-        SamplingOptions().updated({name: -HUGE})
+    for value in (HUGE, -HUGE):
+        with pytest.raises(ConfigError, match="found an int of thousands of digits"):
+            SamplingOptions().updated({name: value})
+    with pytest.raises(ConfigError, match=f"{name} is out of range"):
+        SamplingOptions().updated({name: HUNDREDS})
 
 
-def test_huge_numbers_draw_like_none_at_all() -> None:
-    options = SamplingOptions(temperature=1.0, top_k=HUGE, seed=HUNDREDS, max_tokens=HUGE)
-    plain = SamplingOptions(temperature=1.0, seed=HUNDREDS)
+def test_the_largest_numbers_draw_like_none_at_all() -> None:
+    most, seed = 2**31 - 1, 2**64 - 1
+    options = SamplingOptions(temperature=1.0, top_k=most, seed=seed, max_tokens=most)
+    plain = SamplingOptions(temperature=1.0, seed=seed)
     samplers = Sampler(options), Sampler(plain)
     for number in range(20):
         logits = random_logits(number)
         assert samplers[0](logits, TEXT) == samplers[1](logits, TEXT)
+
+
+def test_stop_strings_are_limited() -> None:
+    SamplingOptions(stop=["x" * 9] * 1024)
+    SamplingOptions(stop="x" * 10_000)
+    limit = "stop is out of range: expected at most 1,024 strings of 10,000 characters together"
+    endless: Any = (str(i) for i in itertools.count())
+    for stop in (["x"] * 1025, "x" * 10_001, endless):
+        with pytest.raises(ConfigError, match=limit):
+            SamplingOptions(stop=stop)
 
 
 @pytest.mark.parametrize("value", [np.float32(0.75), np.float16(0.75), np.float64(0.75), 0.75])
@@ -270,13 +292,13 @@ def distribution_of(
 
 
 def test_the_hotter_the_more_alike() -> None:
-    options = SamplingOptions(temperature=1e308)
+    options = SamplingOptions(temperature=1000.0)
     found = probabilities(random_logits(0).astype(np.float64), options)
-    np.testing.assert_allclose(found, 1 / VOCAB, rtol=0, atol=PROBABILITIES)
+    np.testing.assert_allclose(found, 1 / VOCAB, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1e308])
-@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e308])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1000.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1000.0])
 def test_penalties_next_to_nothing_and_next_to_infinity(penalty: float, temperature: float) -> None:
     """As transformers in infinite precision would: seen tokens above all others, or below."""
     logits = np.array([1.0, -2.0, 3.0, 0.5, -0.5], np.float32)
