@@ -101,6 +101,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of a text by itself."""
+        text.encode("utf-8")  # raises where tokenizers 0.20 would encode something else
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
