@@ -5,6 +5,7 @@ python -m tests.lower_bounds PYTHON    an environment of them, for this interpre
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,14 @@ def environment(python: str, *more: str) -> Path:
         InstallError: it can't be installed.
     """
     version = version_of(python)
-    wanted = [*pins(version), *more]
     folder = ROOT / "build" / "lower-bounds" / version
+    folder.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run in several processes
+        return _installed(python, folder, [*pins(version), *more])
+
+
+def _installed(python: str, folder: Path, wanted: list[str]) -> Path:
     ready, programs = folder / "installed.txt", folder / "bin"
     if ready.is_file() and ready.read_text(encoding="utf-8") == "\n".join(wanted):
         return programs

@@ -30,6 +30,7 @@ PURE_TESTS = (
     "tests/runtimes/test_generate.py",
     "tests/runtimes/test_image_files.py",
     "tests/runtimes/test_shape_notices.py",
+    "tests/runtimes/test_tokenizer.py",
     "tests/doctor/test_judge.py",
     "tests/shapes/test_render.py",
 )

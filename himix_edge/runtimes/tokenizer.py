@@ -127,6 +127,7 @@ class Tokenizer:
             Exception: whatever tokenizers raises, of a text that it can't encode.
         """
         self._require_short(len(text), self.most_characters())
+        text.encode("utf-8")  # raises where tokenizers 0.20 would encode something else
         with panics_as_exceptions():
             encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids

@@ -129,7 +129,8 @@ def test_nothing_is_sent_and_nothing_is_left(tmp_path: Path) -> None:
     assert thesis.read_text() == "years of work"
     left = [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()]
     assert [name for name in left if not name.startswith(".cache/matplotlib/fontlist")] == []
-    assert [path.name for path in temporary.iterdir()] == [".ses"]
+    names = {path.name for path in temporary.iterdir()}
+    assert {name for name in names if not name.startswith("torchinductor_")} == {".ses"}
     if not traced:
         pytest.skip("strace is not permitted: what libraries in C send was not seen")
     text = log.read_text(errors="replace")
