@@ -49,7 +49,7 @@ def test_each_summary_is_whole(himix: Any, columns: int, monkeypatch: pytest.Mon
     assert done.code == 0
     assert max(map(len, done.out.splitlines())) <= columns
     shown = words_of(done.out)
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 17
     for name, command in COMMANDS.items():
         summary = words_of(inspect.cleandoc(command.callback.__doc__).split("\n\n")[0])
         assert summary.endswith(".")

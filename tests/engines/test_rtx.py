@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from himix_edge.engines import rtx, rtx_driver
+from himix_edge.engines.epcontext import named_engine
 from himix_edge.engines.profiles import Profile
 from himix_edge.errors import ConfigError, DependencyError, EngineError, OutputError
 from tests.engines.cuts import NEEDS_BUILDER
@@ -86,6 +87,7 @@ def test_the_target_is_one_node_and_its_engine_lies_beside_it(product: Path, tar
     assert attributes["embed_mode"] == 0
     assert attributes["ep_cache_context"] == b"product.engine"
     assert attributes["source"] == b"NvTensorRTRTXExecutionProvider"  # as a runtime registers it
+    assert named_engine(target.read_bytes()) == "product.engine"  # as a runtime checks it
     assert [value.name for value in model.graph.input] == ["x"]
     assert [value.name for value in model.graph.output] == ["y"]
 
