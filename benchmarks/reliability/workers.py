@@ -42,8 +42,8 @@ class Results(list[Result]):
 def run_workers(module: str, count: int) -> Results:
     """All results of a campaign's worker, started anew behind a mutation that ended it.
 
-    The worker is `python -m MODULE --worker FIRST STEP --count COUNT`. It prints a line of JSON with
-    seed and name, and then one with outcome, s and MB.
+    The worker is `python -m MODULE --worker FIRST STEP --count COUNT`. It prints a line of JSON
+    with seed and name, and then one with outcome, s and MB.
     """
     results, first = Results(), 0
     while first < count:

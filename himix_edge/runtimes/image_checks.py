@@ -19,7 +19,7 @@ MAX_TILE_PARTS, MAX_SEGMENTS = 65_536, 1000
 CODESTREAM = b"\xff\x4f\xff\x51"
 MAX_TILES = 4096  # of a JPEG 2000, each of which takes some ten kilobytes, and a picture has one
 LEAST_BLOCK = 10  # log2 of a code block's pixels: 32 x 32; usual are 64 x 64
-LEAST_PRECINCT = 5  # log2 of its edge; most files have none
+LEAST_PRECINCT = 7  # log2 of its edge at full size; most files have none
 MAX_LAYERS = 256
 LARGE_BMP = 40  # bytes of the header from which on a BMP says how it is compressed
 RUN_LENGTHS = (1, 2)
@@ -102,8 +102,9 @@ def _check_style(segment: bytes, name: str) -> None:
         raise _refused(name, "JPEG2000", "a damaged header")
     if (values[1] & 15) + (values[2] & 15) + 4 < LEAST_BLOCK:
         raise _refused(name, "JPEG2000", "code blocks of less than 1,024 pixels")
-    if style & 1 and any(min(v & 15, v >> 4) < LEAST_PRECINCT for v in values[6:]):
-        raise _refused(name, "JPEG2000", "precincts of less than 32 pixels")
+    edges = [min(value & 15, value >> 4) for value in reversed(values[5:])] if style & 1 else []
+    if any(edge + smaller < LEAST_PRECINCT for smaller, edge in enumerate(edges)):
+        raise _refused(name, "JPEG2000", "precincts of less than 128 pixels")
 
 
 def _refused(name: str, kind: str, found: str) -> ImageError:
