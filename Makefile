@@ -1,6 +1,7 @@
 # make demo    set up, export the demo model, draw a scene, describe it
 # make test    set up, then everything that must pass: lint, format, types, all tests
 # make check   the same without the slow tests, for while you work
+# make reliability  run the attacks and faults of tests/reliability, and write docs/reliability.md
 # make engines compile every cut of every pair with TensorRT for RTX; `make test` does some
 # make wheel   build the package into dist/, to install it elsewhere
 # make clean   remove all that make made
@@ -15,7 +16,7 @@ DEMO := build/demo
 # A process for each core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check engines wheel clean lint
+.PHONY: demo test check reliability engines wheel clean lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -29,6 +30,9 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not slow"
+
+reliability: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/reliability --reliability-table docs/reliability.md
 
 engines: $(READY)
 	HIMIX_EDGE_ALL_CUTS=1 $(PYTEST) tests/engines/test_rtx_cuts.py
