@@ -1,7 +1,8 @@
 # make demo    set up, export the demo model, draw a scene, describe it
 # make test    set up, then everything that must pass: lint, format, types, all tests
 # make check   the same without the slow tests, for while you work
-# make test-lower-bounds what a device runs, with the oldest versions it may have; in `make test` too
+# make test-lower-bounds  what a device runs, with the oldest versions that it may have
+# make reliability        the attacks and faults of tests/reliability; writes docs/reliability.md
 # make engines compile every cut of every pair with TensorRT for RTX; `make test` does some
 # make wheel   build the package into dist/, to install it elsewhere
 # make clean   remove all that make made
@@ -16,7 +17,7 @@ DEMO := build/demo
 # A process for each core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test check test-lower-bounds engines wheel clean lint
+.PHONY: demo test check test-lower-bounds reliability engines wheel clean lint
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -32,7 +33,10 @@ check: lint
 	$(PYTEST) -m "not slow"
 
 test-lower-bounds: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_lower_bounds.py
+	OMP_NUM_THREADS=1 HIMIX_EDGE_LOWER_BOUNDS=1 $(BIN)/pytest -q tests/test_lower_bounds.py
+
+reliability: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/reliability --reliability-table docs/reliability.md
 
 engines: $(READY)
 	HIMIX_EDGE_ALL_CUTS=1 $(PYTEST) tests/engines/test_rtx_cuts.py

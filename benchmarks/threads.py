@@ -1,10 +1,10 @@
-"""Questions from many threads about shared images: wrong answers, and memory over time.
+"""Questions from many threads about shared images: wrong answers, memory and open files over time.
 
     python benchmarks/threads.py BUNDLE --questions 5000 --threads 8
 
 The right answer to each question is the one that it gets alone, about an image that was encoded for
 it. Then all threads ask at random about the shared images, one turn or two, while the interpreter
-switches between them every 10 microseconds. Linux alone: memory is read from /proc.
+switches between them every 10 microseconds. Linux alone: memory and open files are read from /proc.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def resident_megabytes() -> float:
     return pages * 4096 / 1e6
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) - 1  # but the one that lists them
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
@@ -61,6 +65,7 @@ def main() -> None:
     shared = [model.encode(picture) for picture in pictures]
     counts = {"asked": 0, "wrong": 0}
     memory: list[float] = []
+    descriptors: list[int] = []
     lock = threading.Lock()
 
     def work(number: int) -> None:
@@ -72,6 +77,7 @@ def main() -> None:
                 counts["asked"] += 1
                 if counts["asked"] % (given.questions // 10) == 0:
                     memory.append(round(resident_megabytes(), 1))
+                    descriptors.append(open_files())
             key = draw.choice(keys)
             if answers(model, shared[key[0]], key) != expected[key]:
                 with lock:
@@ -87,7 +93,7 @@ def main() -> None:
     seconds = round(time.perf_counter() - began, 1)
     distinct = len({tuple(found) for found in expected.values()})
     report = {**counts, "distinct": distinct, "seconds": seconds, "resident_megabytes": memory}
-    print(json.dumps({"threads": given.threads, **report}))
+    print(json.dumps({"threads": given.threads, **report, "open_files": descriptors}))
 
 
 if __name__ == "__main__":

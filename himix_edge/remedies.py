@@ -41,7 +41,6 @@ _REMEDIES = {
     errno.ENOENT: "check the path",
     errno.ESTALE: "mount the network folder again, and run the command again",
 }
-_ANY_PATH = "choose another place"
 
 _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|bad allocation|(can't|cannot|could not|failed to|unable to) allocate|out of memory"
@@ -59,9 +58,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
-def remedy_for(error: OSError) -> str:
-    """What helps against an error of the system."""
-    return _REMEDIES.get(error.errno or 0, _ANY_PATH)
+def remedy_for(
+    error: OSError, otherwise: str = "run it again with --debug, which says more"
+) -> str:
+    """What helps against an error of the system, or `otherwise` where that is not known."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return "check the network, and run the command again"
+    return _REMEDIES.get(error.errno or 0, otherwise)
 
 
 def reason_of(error: OSError) -> str:
@@ -75,7 +78,7 @@ def output_error(failed: str, error: OSError) -> OutputError:
         failed,
         expected="a place that can be written, with room on the disk",
         found=reason_of(error),
-        fix=remedy_for(error),
+        fix=remedy_for(error, "choose another place"),
     )
 
 

@@ -84,7 +84,7 @@ def test_an_error_about_an_odd_path_is_one_line(encoding: str) -> None:
         ("open('/nowhere/a')", "Error: No such file or directory: /nowhere/a. Fix: check the path"),
         ("'\\udcff'.encode()", "a name that is no text: '\\udcff'. "),
         ("b'\\xff'.decode()", "UnicodeDecodeError: "),
-        ("raise OSError", "Error: OSError. Fix: choose another place"),
+        ("raise OSError", "Error: OSError. Fix: run it again with --debug"),
         ("raise OSError(28, 'no space')", "Error: no space. Fix: free some space on the disk"),
         (
             "raise OSError(24, 'too many', 'a')",

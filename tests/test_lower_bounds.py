@@ -88,7 +88,9 @@ def installed(python: str) -> Path:
 
 @pytest.fixture(params=list(pythons()), ids=version_of)
 def python(request: pytest.FixtureRequest) -> str:
-    """The interpreter of an environment at the lower bounds."""
+    """The interpreter of an environment at the lower bounds, which takes minutes to install."""
+    if not os.environ.get("HIMIX_EDGE_LOWER_BOUNDS"):
+        pytest.skip("run by: make test-lower-bounds")
     return str(installed(request.param) / "python")
 
 
@@ -200,6 +202,4 @@ def test_weights_outside_of_the_bundle_are_refused(
     seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     (bundle / MANIFEST).write_text(json.dumps({**body, "seal": seal}))
     done = run(python, "-c", LOAD, bundle)
-    if done.stdout == "opened\n" and version_of(python) == "3.10":
-        pytest.xfail("no ONNX Runtime for Python 3.10 refuses this: our own check has to")
     assert done.stdout.startswith("refused: "), (done.stdout, done.stderr[-1000:])

@@ -43,7 +43,7 @@ from tests import tiny
 from tests.convert.llava import write_tiny_llava
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-UNDISTURBED_EVERY = 5
+UNDISTURBED_EVERY = 10
 PICTURES = 40
 ENGINE = "engines/a/plan"
 
@@ -83,7 +83,8 @@ def prepare(work: Path) -> list[Command]:
     for name in ("export", "quantize", "convert", "train"):
         (work / name).mkdir()
     source, graphs = work / "source", work / "graphs"
-    run(("export", "--checkpoint", f"{work}/checkpoint", "-o", str(graphs)))
+    traced = ("--dialect", "portable", "-o", str(graphs))
+    run(("export", "--checkpoint", f"{work}/checkpoint", *traced))
     take_graphs(graphs)
     run(("export", "--checkpoint", f"{work}/checkpoint", "--dialect", "ort", "-o", str(source)))
     out = {name: f"{work}/{name}/out" for name in ("export", "quantize", "convert", "train")}
