@@ -320,7 +320,8 @@ def _probed(target: Path, output: Path) -> Iterator[None]:
         if nearest == target.parent:
             stack.enter_context(_claimed(target, output))
         else:
-            stack.enter_context(claim(nearest, target.name, output))
+            name = str(target.relative_to(nearest))
+            stack.enter_context(claim(nearest, name, output))
         yield
 
 
