@@ -64,10 +64,10 @@ def test_signed_and_verified(bundle: Path, key: Path, himix: Any) -> None:
     done = himix("verify", bundle, "--public-key", public(key))
     assert (done.code, done.err) == (0, "")
     assert done.out == (
-        f"{bundle}: signed by the key {key_id}.\nAll 4 files are those of its manifest.\n"
+        f"{bundle}: signed by the key {key_id}.\nAll 6 files are those of its manifest.\n"
     )
     body = json.loads(himix("verify", bundle, "--public-key", public(key), "--json").out)
-    assert (body["signed_by"], body["files"], body["engines"]) == (key_id, 4, [])
+    assert (body["signed_by"], body["files"], body["engines"]) == (key_id, 6, [])
 
 
 def test_without_a_key_it_is_integrity_only(bundle: Path, key: Path, himix: Any) -> None:

@@ -109,7 +109,7 @@ def test_panics_are_errors() -> None:
     with pytest.raises(BundleError, match="the tokenizer can't decode an answer"):
         bad.decode(bad.encode("a"))
     regex = {**SPLIT, "pattern": {"Regex": ".*.*.*.*[^a]"}}
-    with pytest.raises(PromptError, match="can't encode the prompt.*retry-limit"):
+    with pytest.raises(PromptError, match=r"can't encode the prompt.*retry-limit"):
         opened(described(pre_tokenizer=regex)).encode_turn((), "a" * 2000)
 
 
@@ -126,7 +126,7 @@ def test_prompts_that_are_too_long() -> None:
     assert len(tokenizer.encode_turn((), "x" * 100, 100)) == 100
     with pytest.raises(PromptError, match=f"at most {100 * longest:,} characters"):
         tokenizer.encode_turn((), "x" * (100 * longest + 1), 100)
-    with pytest.raises(PromptError, match="at most 1,000,000 characters.*found 1,000,002"):
+    with pytest.raises(PromptError, match=r"at most 1,000,000 characters.*found 1,000,002"):
         tokenizer.encode_turn([user_message("x" * 10**6)], "yz")
     other = opened(described())  # one token may stand for a long word that it doesn't know
     assert other.most_characters(100) == 1_000_000

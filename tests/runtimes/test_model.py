@@ -43,7 +43,9 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
 def fake_model(tmp_path: Path, rule: Rule, capacity: int = 1000) -> Model:
-    description = manifest(tiny_config())
+    config = tiny_config()
+    decoder = dataclasses.replace(config.decoder, max_position_embeddings=capacity)
+    description = manifest(dataclasses.replace(config, decoder=decoder))
     tokenizer = byte_tokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return Model(
