@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,8 @@ from pathlib import Path
 from himix_edge import __version__
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.contract import MANIFEST
-from himix_edge.errors import BundleError, DependencyError, OutputError
-from himix_edge.files import sha256_of, sole_writer, whole_file
+from himix_edge.errors import BundleError, DependencyError, ExportError, OutputError
+from himix_edge.files import sha256_of, sole_writer, whole_file, whole_folder
 from himix_edge.remedies import output_errors
 
 DEMO_CHECKPOINT = Path(__file__).parent / "assets" / "shapes-demo"
@@ -124,14 +126,47 @@ def _is_whole(bundle: Path) -> bool:
 
 
 def _export_demo(bundle: Path, progress: Progress) -> None:
-    try:
-        from himix_edge.export.bundle import export_bundle
-        from himix_edge.models.checkpoints import read_checkpoint
-    except ImportError as error:
-        raise DependencyError(
-            f"no bundle was named, and the demo model can't be exported without {error.name}",
-            fix="name a bundle with --bundle, or: pip install 'himix-edge[export]'",
-        ) from error
+    """Exports the demo model in a process of its own: torch and its memory are gone with it."""
     if os.path.isdir(bundle):  # noqa: PTH112 (damaged; all of the cache can be made again)
         shutil.rmtree(bundle)
-    export_bundle(read_checkpoint(DEMO_CHECKPOINT), bundle, progress=progress)
+    package = str(Path(__file__).parents[1])
+    paths = filter(None, (package, os.environ.get("PYTHONPATH")))
+    with whole_folder(bundle, last=MANIFEST) as folder:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "himix_edge.export_demo", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            text=True,
+        )
+        with child:
+            ended = _follow(child, progress)
+        if child.returncode:
+            raise _failed(ended)
+
+
+def _follow(child: subprocess.Popen[str], progress: Progress) -> dict[str, str | None]:
+    """Reports what the child reports, line by line; returns how it says that it failed."""
+    ended: dict[str, str | None] = {"failed": "it ended without a word"}
+    assert child.stdout is not None  # noqa: S101 (it is a pipe)
+    for line in child.stdout:
+        said = json.loads(line)
+        if "phase" in said:
+            progress(said["phase"], said["share"])
+        else:
+            ended = said
+    return ended
+
+
+def _failed(ended: dict[str, str | None]) -> DependencyError | ExportError:
+    if missing := ended.get("missing"):
+        return DependencyError(
+            f"no bundle was named, and the demo model can't be exported without {missing}",
+            fix="name a bundle with --bundle, or: pip install 'himix-edge[export]'",
+        )
+    return ExportError(
+        f"no bundle was named, and the demo model can't be exported: {ended['failed']}",
+        expected=ended.get("expected"),
+        found=ended.get("found"),
+        fix=ended.get("fix") or "name a bundle with --bundle",
+    )

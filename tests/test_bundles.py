@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from himix_edge import bundles, cli
-from himix_edge.errors import OutputError
+from himix_edge.errors import DependencyError, ExportError, HimixError, OutputError
 from himix_edge.trained import remember_checkpoint, trained_checkpoints
 
 
@@ -156,3 +156,28 @@ def test_a_bundle_whose_name_is_no_text(tiny_bundle: Path, tmp_path: Path) -> No
         done = himix(*arguments, PYTHONIOENCODING="ascii", HIMIX_EDGE_CACHE=str(tmp_path / "c"))
         assert done.returncode in (0, 1), done.stderr
         assert b"Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("torch", "kind", "message"),
+    [
+        ("raise ModuleNotFoundError('no', name='torch')", DependencyError, r"without torch\."),
+        ("raise MemoryError", ExportError, "can't be exported: not enough memory"),
+        ("import os; os._exit(9)", ExportError, "it ended without a word"),
+    ],
+)
+def test_a_first_run_that_fails(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch: str,
+    kind: type[HimixError],
+    message: str,
+) -> None:
+    """The demo model is exported in another process, which says why it can't be."""
+    (tmp_path / "torch.py").write_text(torch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HIMIX_EDGE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(kind, match=message):
+        bundles.demo_bundle(lambda *_: None)
+    assert list((tmp_path / "cache").glob("*")) == []
