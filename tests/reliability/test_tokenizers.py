@@ -61,7 +61,7 @@ def model(kind: str, **changes: Any) -> dict[str, Any]:
         ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "(a+)+$"}}}, "repeats what repeats"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "of no length"),
         ({"padding": {"strategy": {"Fixed": 2**40}}}, "padding is"),
-        ({"added_tokens": corpus()[0]["added_tokens"] * 40_000}, "number of added tokens is"),
+        ({"added_tokens": corpus()[0]["added_tokens"] * 33_000}, "number of added tokens is"),
         ({"added_tokens": [{"id": 0, "content": "a" * 9999, "special": True}]}, "an added token"),
         ({"model": {}}, "has no 'vocab'"),
     ],
@@ -109,7 +109,7 @@ def test_panics_are_errors() -> None:
     with pytest.raises(BundleError, match="the tokenizer can't decode an answer"):
         bad.decode(bad.encode("a"))
     regex = {**SPLIT, "pattern": {"Regex": ".*.*.*.*[^a]"}}
-    with pytest.raises(PromptError, match="can't encode the prompt.*retry-limit"):
+    with pytest.raises(PromptError, match=r"can't encode the prompt.*retry-limit"):
         opened(described(pre_tokenizer=regex)).encode_turn((), "a" * 2000)
 
 
@@ -126,7 +126,7 @@ def test_prompts_that_are_too_long() -> None:
     assert len(tokenizer.encode_turn((), "x" * 100, 100)) == 100
     with pytest.raises(PromptError, match=f"at most {100 * longest:,} characters"):
         tokenizer.encode_turn((), "x" * (100 * longest + 1), 100)
-    with pytest.raises(PromptError, match="at most 1,000,000 characters.*found 1,000,002"):
+    with pytest.raises(PromptError, match=r"at most 1,000,000 characters.*found 1,000,002"):
         tokenizer.encode_turn([user_message("x" * 10**6)], "yz")
     other = opened(described())  # one token may stand for a long word that it doesn't know
     assert other.most_characters(100) == 1_000_000
@@ -177,7 +177,7 @@ def test_patterns_that_take_exponential_time(pattern: str) -> None:
 )
 def test_mutated_tokenizers() -> None:
     files = corpus()
-    found = [outcome_of(mutated(files, seed)[1]) for seed in range(150)]
+    found = [outcome_of(mutated(files, seed)[1]) for seed in range(80)]
     assert not [each for each in found if each.startswith("wrong")]
-    assert found.count("works") > 20
-    assert found.count("BundleError on loading") > 50
+    assert found.count("works") > 9
+    assert found.count("BundleError on loading") > 25
