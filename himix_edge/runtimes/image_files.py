@@ -23,7 +23,7 @@ from himix_edge.runtimes.jpeg_scans import buffered_scans
 from himix_edge.runtimes.orientation import orientation_of
 from himix_edge.runtimes.picture_parts import needed_parts
 from himix_edge.runtimes.spliced import spliced
-from himix_edge.runtimes.tiff_parts import BITS as BITS_PER_SAMPLE
+from himix_edge.runtimes.tiff_parts import BITS_PER_SAMPLE, COMPRESSION, UNCOMPRESSED
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -39,14 +39,15 @@ MAX_REDUCTION = 4  # of width and height: of JPEG and JPEG 2000, which can be de
 # Bytes of memory for decoding a picture and making it RGB, beside the file itself.
 BUDGET = 560_000_000
 # What a pixel takes of it: 4 as it is decoded, 4 as RGB, and what a decoder holds besides.
-COSTS = {"WEBP": 24, "JPEG2000": 25, "AVIF": 20, "HEIC": 20}
+COSTS = {"WEBP": 19, "JPEG2000": 25, "AVIF": 24, "HEIC": 20}
 COST = 8
 # Of a JPEG whose coefficients are all in memory (see `jpeg_scans.py`), for each of MAX_PIXELS:
 # 312 MB at 2 bytes each, which are 104 megapixels with colours at half resolution, 52 with all.
 MAX_COEFFICIENTS = 3
 MAX_SCANS = 100  # of a JPEG; each is one more pass over the picture. Encoders write about ten
 MAX_SCANNED = 2_000_000_000  # pixels of all scans: 40 of a picture of 50 megapixels
-MAX_HELD = 1 << 27  # bytes of a file in a format that is read as a whole
+HELD = ("WEBP", "AVIF", "HEIC")  # whose files are read as a whole, and copied
+MAX_HELD = 100_000_000  # bytes of such a file
 
 # What Pillow decodes by itself; EPS, for one, would start another program. The first that accepts a
 # file's head is its format.
@@ -95,9 +96,13 @@ def decode(file: IO[bytes], name: str) -> Decoded:
         )
     kind = _kind_of(head, name)
     needed = needed_parts(file, kind, name)
-    if kind in COSTS and file.seek(0, os.SEEK_END) > MAX_HELD:
+    length = file.seek(0, os.SEEK_END)
+    if kind in HELD and length > MAX_HELD:
         raise ImageError(
-            f"{name} is too large", expected=f"at most {MAX_HELD >> 20} MiB of {kind}", found="more"
+            f"{name} is too large",
+            expected=f"at most {MAX_HELD // 10**6} MB of {kind}",
+            found=f"{length // 10**6}",
+            fix="save it smaller, or as JPEG",
         )
     slow = is_slow(file, kind, name)
     file.seek(0)
@@ -106,7 +111,7 @@ def decode(file: IO[bytes], name: str) -> Decoded:
     size = image.size
     if image.mode == "F":
         raise unknown_depth("floating point numbers")
-    most = min(MAX_PIXELS, BUDGET // _cost(image))
+    most = min(MAX_PIXELS, (BUDGET - _held(image, kind, length)) // _cost(image))
     check_size(name, *size, SLOW_PIXELS if slow else _largest(image, source, name, most))
     _check_edges(name, size)
     if (step := _step(size, most)) > 1:
@@ -199,8 +204,16 @@ def _cost(image: ImageFile) -> int:
     """Bytes that a pixel takes at most: in decoding, as decoded, and as RGB."""
     if image.format == "TIFF":  # a strip may be the whole picture, at its own depth
         bits = cast("TiffImageFile", image).tag_v2.get(BITS_PER_SAMPLE, (8,))
-        return COST + -(-sum(bits) // 8) - (1 if len(bits) == 1 else 0)
+        return max(COST, COST // 2 + -(-sum(bits) // 8))
     return COSTS.get(str(image.format), COSTS["HEIC"] if image.format == "HEIF" else COST)
+
+
+def _held(image: ImageFile, kind: str, length: int) -> int:
+    """Bytes of the file that stay in memory while it is decoded."""
+    if kind == "TIFF":  # libtiff's formats come as a whole
+        raw = cast("TiffImageFile", image).tag_v2.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
+        return 0 if raw else min(length, BUDGET)
+    return 2 * length if kind in HELD else 0
 
 
 def _largest(image: ImageFile, file: IO[bytes], name: str, most: int) -> int:

@@ -252,8 +252,10 @@ def test_jpeg_2000_in_small_parts(options: dict[str, Any], found: str) -> None:
 @tried("Pictures", "a picture of one row of 52 million pixels", "refused by its header")
 @pytest.mark.parametrize("size", [(2_000_000, 1), (1, 2_000_000)])
 def test_an_endless_row(size: tuple[int, int]) -> None:
+    head = chunk(b"IHDR", struct.pack(">LLLB", *size, 1 << 24, 0))
+    data = encoded("PNG")[:8] + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match="at most 1,000,000 pixels in width and height"):
-        load_image(encoded("PNG", Image.new("1", size)))
+        load_image(data)
     long = Image.new("L", (min(size[0], 200_000), min(size[1], 200_000)), 200)
     for resize in ("squash", "crop", "pad"):
         assert prepare(long, PreprocessConfig(32), resize=resize).pixels.shape == (1, 3, 32, 32)
@@ -308,6 +310,6 @@ def test_mutated_pictures() -> None:
     files = corpus()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = [outcome_of(mutated(files, seed)[1]) for seed in range(150)]
+        found = [outcome_of(mutated(files, seed)[1]) for seed in range(100)]
     assert set(found) == {"array", "ImageError"}
     assert min(found.count("array"), found.count("ImageError")) > 30

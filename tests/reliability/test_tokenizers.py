@@ -61,7 +61,7 @@ def model(kind: str, **changes: Any) -> dict[str, Any]:
         ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "(a+)+$"}}}, "repeats what repeats"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "of no length"),
         ({"padding": {"strategy": {"Fixed": 2**40}}}, "padding is"),
-        ({"added_tokens": corpus()[0]["added_tokens"] * 40_000}, "number of added tokens is"),
+        ({"added_tokens": corpus()[0]["added_tokens"] * 33_000}, "number of added tokens is"),
         ({"added_tokens": [{"id": 0, "content": "a" * 9999, "special": True}]}, "an added token"),
         ({"model": {}}, "has no 'vocab'"),
     ],
@@ -177,7 +177,7 @@ def test_patterns_that_take_exponential_time(pattern: str) -> None:
 )
 def test_mutated_tokenizers() -> None:
     files = corpus()
-    found = [outcome_of(mutated(files, seed)[1]) for seed in range(150)]
+    found = [outcome_of(mutated(files, seed)[1]) for seed in range(80)]
     assert not [each for each in found if each.startswith("wrong")]
-    assert found.count("works") > 20
-    assert found.count("BundleError on loading") > 50
+    assert found.count("works") > 9
+    assert found.count("BundleError on loading") > 25
