@@ -34,6 +34,7 @@ from himix_edge.cli_options import (
 from himix_edge.cli_trust import trust_app
 from himix_edge.console import print_json, printable, run_command
 from himix_edge.errors import missing_package
+from himix_edge.presets import DEFAULT_DECODER
 
 app = Commands(
     help="HiMix vision-language models from PyTorch to the device.",
@@ -186,7 +187,11 @@ def export(
     ] = None,
     random_weights: Annotated[
         bool,
-        typer.Option("--random-weights", help="Random weights, to measure a device with."),
+        typer.Option(
+            "--random-weights",
+            help="Random projections, and random weights of what is named by a preset's name; a "
+            "folder or a hub id keeps its own.",
+        ),
     ] = False,
     llava: Annotated[
         str | None,
@@ -232,7 +237,7 @@ def export(
     from himix_edge import bundles, progress, targets
     from himix_edge.bundle.summary import megabytes
     from himix_edge.export.bundle import export_bundle
-    from himix_edge.models.pairs import chosen_checkpoint
+    from himix_edge.models.pairs import Pair, chosen_checkpoint, random_parts
     from himix_edge.models.stated_ids import without_end
 
     graphs = targets.target(target).updated(dialect, dtype)
@@ -241,6 +246,9 @@ def export(
         checkpoint = converted_checkpoint(llava, calibration, output)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
+    if random_weights and encoder is not None:
+        parts = random_parts(Pair(encoder, decoder or DEFAULT_DECODER))
+        print(printable(f"{source.name}: {parts}."), file=sys.stderr)
     if warning := without_end(source.config.decoder):
         print(f"Warning: in {source.name}, {warning}.", file=sys.stderr)
     with progress.phases(f"Exporting {source.name}") as report:
