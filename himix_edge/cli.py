@@ -324,6 +324,16 @@ def quantize(
         Path | None,
         typer.Option(help="A folder of pictures, and perhaps prompts.txt, to calibrate with."),
     ] = None,
+    judge_text: Annotated[
+        Path | None,
+        typer.Option(help="A text file to judge the bundle with; by default one of himix-edge's."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write the bundle though its perplexity grows by more than 10 %."
+        ),
+    ] = False,
     scenes: Annotated[
         int | None,
         typer.Option(
@@ -333,11 +343,12 @@ def quantize(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
+    """Store a bundle's weights in 4 or 8 bits, and judge what that costs."""
     from himix_edge import bundles, evaluation, progress
+    from himix_edge.bundle.quality import cost_table, quality_of, summary
     from himix_edge.bundle.summary import megabytes
     from himix_edge.contract import Manifest
-    from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
+    from himix_edge.export.quantized_bundle import quantize_bundle
     from himix_edge.export.recipes import WeightChoice
 
     choice = WeightChoice(vision, decoder, block_size, method, head, prefill)
@@ -347,10 +358,14 @@ def quantize(
             output,
             choice,
             calibration=calibration,
+            text=judge_text,
+            force=force,
             judge=lambda folder: evaluation.accuracies(folder, scenes),
             progress=report,
         )
     bundles.remember_export(output)
+    if (quality := quality_of(manifest.quantization)) and quality.verdict != "kept":
+        print(printable(f"Warning: {output}: {summary(quality)}."), file=sys.stderr)
     if as_json:
         print_json({"bundle": str(output), **dataclasses.asdict(manifest)})
         return

@@ -1,4 +1,4 @@
-"""Models of random weights, whole or in part: for measuring a device before anything was trained."""
+"""Models of random weights, whole or in part: to measure a device before anything was trained."""
 
 from __future__ import annotations
 
