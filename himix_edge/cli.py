@@ -34,6 +34,7 @@ from himix_edge.cli_options import (
 from himix_edge.cli_trust import trust_app
 from himix_edge.console import print_json, printable, run_command
 from himix_edge.errors import missing_package
+from himix_edge.presets import DEFAULT_DECODER
 
 app = Commands(
     help="HiMix vision-language models from PyTorch to the device.",
@@ -186,7 +187,11 @@ def export(
     ] = None,
     random_weights: Annotated[
         bool,
-        typer.Option("--random-weights", help="Random weights, to measure a device with."),
+        typer.Option(
+            "--random-weights",
+            help="Random projections, and random weights of what is named by a preset's name; a "
+            "folder or a hub id keeps its own.",
+        ),
     ] = False,
     llava: Annotated[
         str | None,
@@ -232,7 +237,7 @@ def export(
     from himix_edge import bundles, progress, targets
     from himix_edge.bundle.summary import megabytes
     from himix_edge.export.bundle import export_bundle
-    from himix_edge.models.pairs import chosen_checkpoint
+    from himix_edge.models.pairs import Pair, chosen_checkpoint, random_parts
     from himix_edge.models.stated_ids import without_end
 
     graphs = targets.target(target).updated(dialect, dtype)
@@ -241,6 +246,9 @@ def export(
         checkpoint = converted_checkpoint(llava, calibration, output)
     source = chosen_checkpoint(encoder, decoder, checkpoint, random_weights=random_weights)
     folder = output or Path(source.name)
+    if random_weights and encoder is not None:
+        parts = random_parts(Pair(encoder, decoder or DEFAULT_DECODER))
+        print(printable(f"{source.name}: {parts}."), file=sys.stderr)
     if warning := without_end(source.config.decoder):
         print(f"Warning: in {source.name}, {warning}.", file=sys.stderr)
     with progress.phases(f"Exporting {source.name}") as report:
@@ -316,6 +324,16 @@ def quantize(
         Path | None,
         typer.Option(help="A folder of pictures, and perhaps prompts.txt, to calibrate with."),
     ] = None,
+    judge_text: Annotated[
+        Path | None,
+        typer.Option(help="A text file to judge the bundle with; by default one of himix-edge's."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write the bundle though its perplexity grows by more than 10 %."
+        ),
+    ] = False,
     scenes: Annotated[
         int | None,
         typer.Option(
@@ -325,11 +343,12 @@ def quantize(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Store a bundle's weights in 4 or 8 bits, and measure what that costs."""
+    """Store a bundle's weights in 4 or 8 bits, and judge what that costs."""
     from himix_edge import bundles, evaluation, progress
+    from himix_edge.bundle.quality import cost_table, quality_of, summary
     from himix_edge.bundle.summary import megabytes
     from himix_edge.contract import Manifest
-    from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
+    from himix_edge.export.quantized_bundle import quantize_bundle
     from himix_edge.export.recipes import WeightChoice
 
     choice = WeightChoice(vision, decoder, block_size, method, head, prefill)
@@ -339,10 +358,14 @@ def quantize(
             output,
             choice,
             calibration=calibration,
+            text=judge_text,
+            force=force,
             judge=lambda folder: evaluation.accuracies(folder, scenes),
             progress=report,
         )
     bundles.remember_export(output)
+    if (quality := quality_of(manifest.quantization)) and quality.verdict != "kept":
+        print(printable(f"Warning: {output}: {summary(quality)}."), file=sys.stderr)
     if as_json:
         print_json({"bundle": str(output), **dataclasses.asdict(manifest)})
         return

@@ -8,7 +8,8 @@ HimixError                what every error below is; the command line prints it 
 ├── CheckpointError       weights that are missing, misshapen, or not finite
 ├── TrainingError         a training run that can't start or can't go on
 ├── ExportError           a graph that could not be made
-│   └── ParityError       a graph that was made, and gives other numbers than the model
+│   ├── ParityError       a graph that was made, and gives other numbers than the model
+│   └── QualityError      a quantized graph that has lost too much of the model
 ├── EngineError           an engine that is missing, another device's, or can't be built
 ├── OutputError           a place that can't be written
 └── DependencyError       a package that this step needs and that is not installed
@@ -81,6 +82,10 @@ class ExportError(HimixError):
 
 class ParityError(ExportError):
     """A graph that was made, and gives other numbers than the model."""
+
+
+class QualityError(ExportError):
+    """A quantized graph that has lost too much of the model."""
 
 
 class EngineError(HimixError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.quality import quality_of, summary
 from himix_edge.contract import ENGINES, MANIFEST, FileRecord
 from himix_edge.replacing import entries
 
@@ -20,6 +21,7 @@ def summary_of(files: BundleFiles) -> Iterator[str]:
     yield f"dialect     {manifest.dialect}, {manifest.dtype}{slots}"
     if manifest.quantization:
         yield f"quantized   {manifest.quantization}"
+        yield f"quality     {summary(quality_of(manifest.quantization))}"
     yield f"design      {config.design}"
     size, tokens = config.vision.image_size, config.vision.num_image_tokens
     yield f"image       {size} px, {tokens} tokens, by {config.preprocess.resize}"

@@ -1,26 +1,20 @@
-"""What quantization costs: the quantized graphs against the ones before, on given inputs.
+"""What is asked of graphs in floats, to calibrate with; and what a quantized vision graph costs.
 
-Both decoders are made to read the same text, the one that the graphs before answer with, and start
-from the same image, so that what is measured is the decoder alone.
+What a quantized decoder costs is measured on other text: see `judge.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from himix_edge.bundle.quality import Feature
 from himix_edge.config import HiMixConfig
-from himix_edge.contract import (
-    DECODER_GRAPH,
-    LOGITS,
-    VISION_GRAPH,
-    present_names,
-)
-from himix_edge.errors import ConfigError
+from himix_edge.contract import DECODER_GRAPH, VISION_GRAPH, present_names
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.expected import Array
 from himix_edge.export.sessions import (
@@ -31,7 +25,7 @@ from himix_edge.export.sessions import (
     decoder_feeds,
     packed_session,
 )
-from himix_edge.export.verify import Closeness, Closenesses, comparable
+from himix_edge.export.verify import Closeness
 
 
 @dataclass(frozen=True)
@@ -47,24 +41,6 @@ class Exchange:
     image: list[Array]
     prompt: list[int]
     answer: list[int]
-
-
-@dataclass(frozen=True)
-class DecoderCost:
-    """The quantized decoder against the one before, over the same text.
-
-    Attributes:
-        tensors: the logits, and the keys and values of every layer, at worst.
-        tokens: of all answers.
-        same_tokens: where both find the same token likeliest.
-        perplexity, perplexity_before: of the answers.
-    """
-
-    tensors: Closenesses
-    tokens: int
-    same_tokens: int
-    perplexity: float
-    perplexity_before: float
 
 
 def exchanges_from_graphs(
@@ -122,7 +98,7 @@ def vision_cost(
     config: HiMixConfig,
     images: Sequence[Array],
     open_quantized: Opener = packed_session,
-) -> Closenesses:
+) -> dict[str, Feature]:
     """Keys and values of every layer, at worst.
 
     Args:
@@ -137,55 +113,30 @@ def vision_cost(
     expected = [vision.encode(pixels) for pixels in images]
     del vision  # one graph in memory at a time
     vision = VisionSession(quantized, config, open_quantized)
-    worst: Closenesses = {}
+    worst: dict[str, Feature] = {}
     for pixels, tensors in zip(images, expected, strict=True):
-        found = vision.encode(pixels)
-        _note(worst, zip(names, found, tensors, strict=True))
+        for name, found, wanted in zip(names, vision.encode(pixels), tensors, strict=True):
+            feature = _feature(found, wanted)
+            worst[name] = _worse(feature, worst.get(name, feature))
     return worst
 
 
-def decoder_cost(
-    before: Path,
-    quantized: Path,
-    config: HiMixConfig,
-    exchanges: Sequence[Exchange],
-    open_quantized: Opener = packed_session,
-) -> DecoderCost:
-    """Both decoders over the same exchanges, one graph in memory at a time.
+def _feature(found: Array, expected: Array) -> Feature:
+    """Of keys or values [B, Hkv, N, D]; a token's are those of all its heads."""
+    whole = Closeness.of(found, expected)
+    a, b = (np.moveaxis(part.astype(np.float64), 2, 1) for part in (found, expected))
+    a, b = (part.reshape(*part.shape[:2], -1) for part in (a, b))  # [B, N, Hkv * D]
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    same = (a == b).all(-1).astype(np.float64)  # of a token of zeros
+    cosines = np.where(norms > 0, (a * b).sum(-1) / np.where(norms > 0, norms, 1), same).min(0)
+    token = int(cosines.argmin())
+    return Feature(whole.error, whole.cosine, float(cosines[token]), token)
 
-    Args:
-        before, quantized: the graphs' files.
 
-    Raises:
-        ConfigError: no exchanges.
-        ExportError: a graph that ONNX Runtime can't run.
-    """
-    if not exchanges:
-        raise ConfigError("there is nothing to measure with", expected="exchanges", found="none")
-    decoder = DecoderSession(before, config)
-    expected = [_forced(decoder, exchange) for exchange in exchanges]
-    del decoder  # one graph in memory at a time
-    decoder = DecoderSession(quantized, config, open_quantized)
-    names = present_names(config.decoder.num_hidden_layers)
-    worst: Closenesses = {}
-    same = 0
-    losses: list[float] = []
-    losses_before: list[float] = []
-    for exchange, (logits_before, kv_before) in zip(exchanges, expected, strict=True):
-        logits, kv = _forced(decoder, exchange)
-        pair = (comparable(logits, config), comparable(logits_before, config))
-        _note(worst, [(LOGITS, *pair)])
-        _note(worst, zip(names, kv, kv_before, strict=True))
-        same += int((logits.argmax(-1) == logits_before.argmax(-1)).sum())
-        losses += _losses(logits, exchange.answer)
-        losses_before += _losses(logits_before, exchange.answer)
-    return DecoderCost(
-        worst,
-        len(losses),
-        same,
-        float(np.exp(np.mean(losses))),
-        float(np.exp(np.mean(losses_before))),
-    )
+def _worse(one: Feature, other: Feature) -> Feature:
+    token = min(one, other, key=lambda feature: feature.token_cosine)
+    error, cosine = max(one.error, other.error), min(one.cosine, other.cosine)
+    return Feature(error, cosine, token.token_cosine, token.token)
 
 
 def _answer(
@@ -197,28 +148,3 @@ def _answer(
         logits, cache = decoder.step(np.array([tokens[-1:]]), cache)
         tokens.append(int(logits.argmax()))
     return tokens
-
-
-def _forced(decoder: DecoderSession, exchange: Exchange) -> tuple[Array, list[Array]]:
-    """Logits [T, V] before each token of the answer; the text's keys and values, [1, Hkv, M, D]."""
-    step, cache = decoder.step(np.array([exchange.prompt]), exchange.image)
-    logits = [step]
-    for token in exchange.answer[:-1]:
-        step, cache = decoder.step(np.array([[token]]), cache)
-        logits.append(step)
-    slots = exchange.image[0].shape[2]
-    return np.concatenate(logits), [part[:, :, slots:] for part in cache]
-
-
-def _losses(logits: Array, answer: Sequence[int]) -> list[float]:
-    """-log p of each token of the answer, logits [T, V]."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    chosen = wide[np.arange(len(answer)), list(answer)]
-    return [float(loss) for loss in np.log(np.exp(wide).sum(-1)) - chosen]
-
-
-def _note(worst: Closenesses, tensors: Iterable[tuple[str, Array, Array]]) -> None:
-    for name, found, expected in tensors:
-        closeness = Closeness.of(found, expected)
-        worst[name] = closeness.worst(worst.get(name, closeness))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.bundle.graphs import read_graph
+from himix_edge.bundle.quality import cost_table
 from himix_edge.contract import (
     CHAT_TEMPLATE,
     DECODER_GRAPH,
     ENGINES,
-    LOGITS,
     MANIFEST,
     MODEL_CARD,
     PREFILL_GRAPH,
@@ -33,12 +34,12 @@ from himix_edge.export.bundle import BUNDLE
 from himix_edge.export.calibration import Feeds
 from himix_edge.export.cost import (
     CalibrationFeeds,
-    Exchange,
-    decoder_cost,
     exchanges_from_graphs,
     vision_cost,
 )
 from himix_edge.export.expected import QUESTIONS, Array
+from himix_edge.export.judge import Bundles, judgement, measured_ways, refuse_loss
+from himix_edge.export.judge_text import judge_text
 from himix_edge.export.phases import Phases, Progress
 from himix_edge.export.recipes import Recipe, WeightChoice, recipe_for
 from himix_edge.export.sessions import CacheSlots
@@ -59,11 +60,13 @@ class Inputs:
     Attributes:
         calibration, cost: pictures, each [1, 3, H, W].
         prompts: token ids.
+        questions: the prompts in words.
     """
 
     calibration: list[Array]
     cost: list[Array]
     prompts: list[list[int]]
+    questions: Sequence[str]
 
 
 def quantize_bundle(
@@ -72,6 +75,8 @@ def quantize_bundle(
     choice: WeightChoice,
     *,
     calibration: Path | None = None,
+    text: Path | None = None,
+    force: bool = False,
     judge: Judge | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -81,12 +86,15 @@ def quantize_bundle(
         bundle: in floats, as exported; it stays as it is.
         calibration: a folder of pictures, and of prompts.txt with a prompt a line: half of the
             pictures calibrate, the other half measures. None draws scenes and asks about them.
+        text: a file to judge with in the place of the text that comes with himix-edge.
+        force: writes a bundle that lost too much all the same, and says so in it.
         judge: measures both bundles' accuracy.
 
     Raises:
+        QualityError: a bundle that lost too much.
         BundleError: no bundle in floats, or a corrupt one.
         ConfigError: a choice that means nothing for the bundle, too few calibration pictures, or
-            texts beside them that can't be read.
+            texts beside them that can't be read; a text that can't be judged with.
         ImageError: a calibration picture that can't be read.
         ExportError: a graph that can't be quantized.
         OutputError: a place that can't be written, or a folder there that is no bundle.
@@ -105,6 +113,7 @@ def quantize_bundle(
     with whole_folder(output, kind=BUNDLE, keep=ENGINES, last=MANIFEST) as folder:
         phases.begin("reading", 0.0)
         inputs = _inputs(files, calibration)
+        read = judge_text(files, text, inputs.questions)
         _copy_texts(files, folder)
         cost: dict[str, Any] = {"images": len(inputs.cost), "prompts": len(inputs.prompts)}
         phases.begin("vision graph", 0.1)
@@ -122,8 +131,6 @@ def quantize_bundle(
                 calibration=calibration_inputs,
                 progress=lambda part: phases.within(0.3 + 0.2 * part),
             )
-            exchanges = exchanges_from_graphs(bundle, manifest.config, inputs.cost, inputs.prompts)
-            cost["decoder"] = _decoder_cost(bundle, folder, manifest, recipe, exchanges)
         else:
             _copy_graph(files, folder, DECODER_GRAPH)
         if recipe.prefill:
@@ -134,14 +141,21 @@ def quantize_bundle(
                 calibration=calibration_inputs,
                 progress=lambda part: phases.within(0.6 + 0.1 * part),
             )
-            cost["prefill"] = _decoder_cost(
-                bundle, folder, manifest, recipe, exchanges, PREFILL_GRAPH
-            )
+        phases.begin("judging", 0.7)
+        ways = measured_ways(
+            Bundles(bundle, folder, manifest, recipe),
+            read,
+            inputs.cost,
+            lambda part: phases.within(0.7 + 0.1 * part),
+        )
+        quality = judgement(read, ways, force=force)
+        refuse_loss(quality, output, choice)
+        cost["quality"] = json.loads(json.dumps(dataclasses.asdict(quality)))
         phases.begin("sealing", 0.8)
         quantized = _with_quantization(manifest, recipe, choice, cost)
         sealed = _seal(folder, quantized, files)
         if judge and (accuracy := judge(folder)):
-            phases.begin("judging", 0.85)
+            phases.begin("accuracy", 0.85)
             cost["accuracy"] = {"quantized": accuracy, "before": judge(bundle)}
             sealed = _seal(folder, quantized, files)
         files.require_unchanged()  # while its graphs were opened by their paths
@@ -155,22 +169,8 @@ def _vision_cost(
 ) -> Any:
     """As plain data."""
     graphs = bundle / VISION_GRAPH, folder / VISION_GRAPH
-    tensors = vision_cost(*graphs, manifest.config, inputs.cost, recipe.open_session)
-    return {name: dataclasses.asdict(closeness) for name, closeness in tensors.items()}
-
-
-def _decoder_cost(
-    bundle: Path,
-    folder: Path,
-    manifest: Manifest,
-    recipe: Recipe,
-    exchanges: Sequence[Exchange],
-    quantized: str = DECODER_GRAPH,
-) -> Any:
-    """As plain data."""
-    graphs = bundle / DECODER_GRAPH, folder / quantized
-    cost = decoder_cost(*graphs, manifest.config, exchanges, recipe.open_session)
-    return dataclasses.asdict(cost)
+    features = vision_cost(*graphs, manifest.config, inputs.cost, recipe.open_session)
+    return {name: dataclasses.asdict(feature) for name, feature in features.items()}
 
 
 def _calibration(bundle: Path, manifest: Manifest, inputs: Inputs) -> Sequence[Feeds]:
@@ -201,35 +201,6 @@ def _method(manifest: Manifest, choice: WeightChoice) -> str | None:
     return choice.method if choice.decoder else None
 
 
-def cost_table(quantization: Quantization | None) -> str:
-    """What a quantized bundle's manifest says of its cost, for people; "" of no other bundle."""
-    if quantization is None:
-        return ""
-    cost, lines = quantization.cost, []
-    for part in ("vision", "decoder", "prefill"):
-        tensors = cost.get(part, {})
-        tensors = tensors.get("tensors", tensors)
-        cosines = {name: closeness["cosine"] for name, closeness in tensors.items()}
-        if logits := cosines.pop(LOGITS, None):
-            lines.append(f"logits                     cosine {logits:.5f}")
-        if cosines:
-            worst = min(cosines, key=lambda name: cosines[name])
-            lines.append(f"{part + ', keys and values':27}cosine {cosines[worst]:.5f} in {worst}")
-    if "decoder" in cost:
-        tokens = cost["decoder"]
-        lines.append(
-            f"likeliest token            {tokens['same_tokens']} of {tokens['tokens']} the same"
-        )
-        lines.append(
-            f"perplexity                 {tokens['perplexity']:.4f}, "
-            f"before {tokens['perplexity_before']:.4f}"
-        )
-    for kind, share in cost.get("accuracy", {}).get("quantized", {}).items():
-        before = cost["accuracy"]["before"][kind]
-        lines.append(f"{kind:27}{share:.1%}, before {before:.1%}")
-    return "\n".join(lines)
-
-
 def _inputs(files: BundleFiles, folder: Path | None) -> Inputs:
     config, tokenizer = files.manifest.config.preprocess, Tokenizer.from_bundle(files)
     questions: Sequence[str] = QUESTIONS
@@ -246,7 +217,8 @@ def _inputs(files: BundleFiles, folder: Path | None) -> Inputs:
         every = list(pictures(paths, config))
         calibration, cost = every[::2], every[1::2]
     history = tokenizer.chat.first
-    return Inputs(calibration, cost, [tokenizer.encode_turn(history, words) for words in questions])
+    prompts = [tokenizer.encode_turn(history, words) for words in questions]
+    return Inputs(calibration, cost, prompts, questions)
 
 
 def _copy_texts(files: BundleFiles, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import onnx_ir
 
 from himix_edge.config import HiMixConfig
 from himix_edge.contract import (
@@ -53,13 +54,32 @@ def packed_session(path: Path) -> Any:
     return _session(path, {})
 
 
-def _session(path: Path, entries: dict[str, str]) -> Any:
+def changed_session(path: Path, change: Callable[[onnx_ir.Model], None], *, packed: bool) -> Any:
+    """A graph that is changed in memory; its weights stay in their file.
+
+    Args:
+        packed: as `packed_session` opens it, or as `lean_session` does.
+
+    Raises:
+        ExportError: ONNX Runtime can't run it.
+    """
+    graph = onnx_ir.load(path)
+    change(graph)
+    entries = {"session.model_external_initializers_file_folder_path": str(path.parent)}
+    if not packed:
+        entries["session.disable_prepacking"] = "1"
+    return _session(path, entries, onnx_ir.to_proto(graph).SerializeToString())
+
+
+def _session(path: Path, entries: dict[str, str], graph: bytes | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path if graph is None else graph, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # ONNX Runtime's have no common base
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"ONNX Runtime can't run {path.name}", found=reason) from error

@@ -325,7 +325,11 @@ def _refuse_hugging_face(folder: Path) -> None:
     if not isinstance(kind, str):
         return
     if kind in DECODERS:
-        part, fix = "language decoder", f"name it with --decoder {folder}, beside an --encoder"
+        part, fix = (
+            "language decoder",
+            f"name it with --decoder {folder}, beside an --encoder, and with --random-weights "
+            "where there are no projections of the pair yet",
+        )
     elif kind in ENCODERS:
         part, fix = "vision encoder", f"name it with --encoder {folder}, beside a --decoder"
     else:

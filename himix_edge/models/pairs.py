@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from himix_edge.bundles import DEMO_CHECKPOINT
 from himix_edge.config import DecoderConfig, HiMixConfig, PreprocessConfig, VisionConfig
 from himix_edge.errors import CheckpointError, ConfigError
+from himix_edge.models.chat_files import read_chat_files
 from himix_edge.models.checkpoints import Checkpoint, checkpoint_config, read_checkpoint
 from himix_edge.models.huggingface import (
     decoder_from_folder,
@@ -17,6 +19,7 @@ from himix_edge.models.huggingface import (
     folder_from_source,
 )
 from himix_edge.models.standin import random_checkpoint
+from himix_edge.models.weights import Weight
 from himix_edge.presets import (
     DECODERS,
     DEFAULT_DECODER,
@@ -33,6 +36,7 @@ CHECKPOINT_DECIDES = (
     "feature_layer", "eos_token_ids", "suppressed_token_ids", "max_position_embeddings",
     "hidden_act",
 )  # fmt: skip
+SAME_FLOAT = 1e-6  # relative: a config that went through float32, a GGUF's for one, is as good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +92,34 @@ def chosen_checkpoint(
 
 
 def random_pair(pair: Pair) -> Checkpoint:
-    """The pair with random weights.
+    """The pair with random projections; what is a preset's name is random as well.
+
+    A folder, or a repository of the hub, keeps its weights, and a decoder's its tokenizer and its
+    chat template.
 
     Raises:
+        CheckpointError: a decoder's tokenizer or chat template that can't be used.
         as `Pair.config`.
     """
-    return random_checkpoint(pair.name, pair.config(fetch=True))
+    config = pair.config(fetch=True)
+    weights: dict[str, Weight] = {}
+    if not is_preset_name(pair.encoder):
+        weights |= encoder_from_folder(folder_from_source(pair.encoder, fetch=True)).weights
+    if is_preset_name(pair.decoder):
+        return random_checkpoint(pair.name, config, weights)
+    place = folder_from_source(pair.decoder, fetch=True)
+    weights |= decoder_from_folder(place).weights
+    chat_files = read_chat_files(place, config.decoder.vocab_size)
+    return random_checkpoint(pair.name, config, weights, chat_files)
+
+
+def random_parts(pair: Pair) -> str:
+    """What `random_pair` makes up, and what it keeps, for people."""
+    parts = {"encoder": pair.encoder, "decoder": pair.decoder}
+    kept = [f"the {part} is {name}" for part, name in parts.items() if not is_preset_name(name)]
+    drawn = [f"the {part} ({name})" for part, name in parts.items() if is_preset_name(name)]
+    said = f"random weights in {' and '.join(['the projections', *drawn])}"
+    return "; ".join([said, *kept])
 
 
 def checkpoint_of_pair(pair: Pair, folder: Path | None) -> Checkpoint:
@@ -147,7 +173,15 @@ def _differences(found: HiMixConfig, config: HiMixConfig) -> dict[str, tuple[Any
         }
         for each in (found, config)
     )
-    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
+    return {name: (one[name], other[name]) for name in one if not _same(one[name], other[name])}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=SAME_FLOAT)
+    return bool(one == other)
 
 
 def _source(name: str, presets: Mapping[str, EncoderPreset] | Mapping[str, DecoderPreset]) -> str:

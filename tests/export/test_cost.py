@@ -1,4 +1,4 @@
-"""What a changed graph costs, against the same figures computed by hand."""
+"""What graphs in floats answer; and how close image tokens come, against figures by hand."""
 
 from __future__ import annotations
 
@@ -6,52 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
-from himix_edge.contract import DECODER_GRAPH, LOGITS, present_names
-from himix_edge.errors import ConfigError
+from himix_edge.contract import DECODER_GRAPH, LOGITS, VISION_GRAPH, present_names
 from himix_edge.export.calibration import Feeds
-from himix_edge.export.cost import CalibrationFeeds, Exchange, decoder_cost
-from tests import tolerances
+from himix_edge.export.cost import CalibrationFeeds, Exchange, _feature, _worse, vision_cost
 from tests.export.conftest import PROMPTS, run
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config()
-
-
-def test_the_cost_of_no_change_is_none(ort_bundle: Path, exchanges: list[Exchange]) -> None:
-    source = ort_bundle / DECODER_GRAPH
-    cost = decoder_cost(source, source, CONFIG, exchanges)
-    assert cost.tokens == sum(len(exchange.answer) for exchange in exchanges) >= 9
-    assert cost.same_tokens == cost.tokens
-    assert cost.perplexity == pytest.approx(cost.perplexity_before, rel=tolerances.GRAPH_LOGITS)
-    assert set(cost.tensors) == {LOGITS, *present_names(2)}
-    for closeness in cost.tensors.values():
-        assert closeness.error < tolerances.GRAPH_LOGITS
-        assert closeness.cosine == pytest.approx(1)
-
-
-def test_the_cost_by_hand(ort_bundle: Path, tmp_path: Path, exchanges: list[Exchange]) -> None:
-    """The final norm turned over: logits and their cosine change sign, keys and values stay."""
-    source, target = ort_bundle / DECODER_GRAPH, tmp_path / DECODER_GRAPH
-    graph = onnx.load(source)
-    [norm] = [t for t in graph.graph.initializer if t.name.endswith("model.norm.weight")]
-    norm.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(norm), norm.name))
-    onnx.save(graph, target)
-    cost = decoder_cost(source, target, CONFIG, exchanges)
-    assert cost.same_tokens == 0
-    assert cost.tensors[LOGITS].cosine == pytest.approx(-1, abs=1e-6)
-    assert cost.tensors["present.1.value"].cosine == pytest.approx(1)
-    whole = [(whole, token) for exchange in exchanges for whole, token in grown(exchange)]
-    losses, turned = [], []
-    for said, (_, token) in zip(run(source, *(f for f, _ in whole)), whole, strict=True):
-        logits = said[LOGITS][0, 0].astype(np.float64)
-        losses.append(np.log(np.exp(logits).sum()) - logits[token])
-        turned.append(np.log(np.exp(-logits).sum()) + logits[token])
-    assert cost.perplexity_before == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
-    assert cost.perplexity == pytest.approx(np.exp(np.mean(turned)), rel=1e-4)
 
 
 def test_an_answer_is_the_likeliest_tokens(ort_bundle: Path, exchanges: list[Exchange]) -> None:
@@ -70,6 +33,22 @@ def grown(exchange: Exchange) -> list[tuple[Feeds, int]]:
     return pairs
 
 
-def test_cost_without_exchanges(ort_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to measure with"):
-        decoder_cost(ort_bundle / DECODER_GRAPH, ort_bundle / DECODER_GRAPH, CONFIG, [])
+def test_the_worst_token_of_an_image(ort_bundle: Path) -> None:
+    """One token's keys in one head turned round, and that token is named."""
+    config = tiny_config()
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((1, 3, 28, 28)).astype(np.float32) for _ in range(2)]
+    same = vision_cost(ort_bundle / VISION_GRAPH, ort_bundle / VISION_GRAPH, config, images)
+    assert set(same) == set(present_names(2))
+    assert all(feature.token_cosine == pytest.approx(1) for feature in same.values())
+    expected = rng.standard_normal((1, 2, 4, 16)).astype(np.float32)
+    found = expected.copy()
+    found[:, 0, 2] *= -1  # a head of token 2
+    norms = (expected[0, :, 2].astype(np.float64) ** 2).sum(-1)
+    feature = _feature(found, expected)
+    assert feature.token == 2
+    assert feature.token_cosine == pytest.approx((norms[1] - norms[0]) / norms.sum())
+    total = (expected.astype(np.float64) ** 2).sum()
+    assert feature.cosine == pytest.approx((total - 2 * norms[0]) / total)
+    worse = _worse(feature, same["present.0.key"])
+    assert (worse.token, worse.cosine) == (2, feature.cosine)

@@ -16,7 +16,7 @@ from himix_edge.errors import ConfigError, ExportError
 from himix_edge.export import calibration
 from himix_edge.export.blocks import Bits, rtn
 from himix_edge.export.calibration import Feeds, hessians
-from himix_edge.export.cost import CalibrationFeeds, Exchange, decoder_cost
+from himix_edge.export.cost import CalibrationFeeds, Exchange
 from himix_edge.export.onnx import write_graph
 from himix_edge.export.products import weight_products
 from himix_edge.export.quantize import (
@@ -29,6 +29,7 @@ from himix_edge.export.quantize import (
 from himix_edge.export.rewrites import ort_decoder
 from tests import tolerances
 from tests.export.conftest import Traced, run
+from tests.export.decoder_cost import decoder_cost
 from tests.export.int8_formula import follow_the_formula
 from tests.tiny import tiny_config
 

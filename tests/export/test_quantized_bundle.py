@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from PIL import Image
 
 import himix_edge
 from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.quality import cost_table, quality_of
 from himix_edge.contract import (
     DECODER_GRAPH,
-    LOGITS,
     MANIFEST,
     PREFILL_GRAPH,
     VISION_GRAPH,
@@ -26,8 +25,7 @@ from himix_edge.contract import (
 )
 from himix_edge.errors import BundleError, ConfigError, ImageError, OutputError
 from himix_edge.export import quantized_bundle
-from himix_edge.export.cost import decoder_cost, exchanges_from_graphs
-from himix_edge.export.quantized_bundle import cost_table, quantize_bundle
+from himix_edge.export.quantized_bundle import quantize_bundle
 from himix_edge.export.recipes import WeightChoice, recipe_for
 from himix_edge.export.sessions import DecoderSession, packed_session
 from himix_edge.export.verify import Closeness
@@ -108,10 +106,12 @@ def test_the_manifest_says_what_it_is(quantized: Path) -> None:
     assert card.count("## Quantization") == 1
     table = cost_table(quantization)
     assert table in card
-    assert [row.split(",")[0] for row in table.splitlines() if ", keys and values" in row] == [
-        "vision",
-        "decoder",
-        "prefill",
+    assert "the image's keys and values: cosine 0.99" in table
+    quality = quality_of(quantization)
+    assert quality is not None
+    assert [(way.text, way.cache, way.graph) for way in quality.ways] == [
+        ("prompts of 32 tokens", "nothing", PREFILL_GRAPH),
+        ("prompts of 32 tokens", "an image", PREFILL_GRAPH),
     ]
 
 
@@ -141,40 +141,24 @@ def test_the_cost_of_the_vision_graph_is_measured_on_its_own_pictures(
         assert 0.99 < closeness.cosine < 1 - 1e-7
 
 
-def test_the_copy_for_prompts_is_a_decoder_in_int8_that_was_measured_too(
-    ort_bundle: Path, quantized: Path
-) -> None:
-    manifest = Manifest.read(ort_bundle)
-    inputs = quantized_bundle._inputs(BundleFiles.open(ort_bundle), None)
-    exchanges = exchanges_from_graphs(ort_bundle, manifest.config, inputs.cost, inputs.prompts)
-    quantization = Manifest.read(quantized).quantization
-    assert quantization is not None
-    logits = {}
-    for part, name in (("decoder", DECODER_GRAPH), ("prefill", PREFILL_GRAPH)):
-        cost = decoder_cost(
-            ort_bundle / DECODER_GRAPH, quantized / name, manifest.config, exchanges
-        )
-        assert quantization.cost[part] == json.loads(json.dumps(dataclasses.asdict(cost)))
-        assert cost.same_tokens < cost.tokens
-        logits[part] = cost.tensors[LOGITS].cosine
-    assert logits["decoder"] < logits["prefill"] < 1 - 1e-6
-    assert logits["prefill"] > 0.999
-
-
 def test_a_part_that_is_not_chosen_stays_as_it_is(ort_bundle: Path, tmp_path: Path) -> None:
     eight = WeightChoice(decoder="int8")
     manifest = quantize_bundle(ort_bundle, tmp_path / "decoder", eight)
     assert sha256_of(tmp_path / "decoder" / VISION_GRAPH) == sha256_of(ort_bundle / VISION_GRAPH)
     assert manifest.quantization is not None
-    assert set(manifest.quantization.cost) == {"images", "prompts", "decoder"}
+    assert set(manifest.quantization.cost) == {"images", "prompts", "quality"}
     assert str(manifest.quantization).startswith("vision as exported, decoder int8")
-    tokens = manifest.quantization.cost["decoder"]
-    assert tokens["same_tokens"] >= 0.9 * tokens["tokens"] > 0
+    quality = quality_of(manifest.quantization)
+    assert quality is not None
+    assert all(way.agreement > 0.85 for way in quality.ways)
 
     manifest = quantize_bundle(ort_bundle, tmp_path / "vision", WeightChoice("int8"))
     name = f"{DECODER_GRAPH}.data"
     assert sha256_of(tmp_path / "vision" / name) == sha256_of(ort_bundle / name)
     assert str(manifest.quantization) == "vision int8, decoder as exported"
+    quality = quality_of(manifest.quantization)
+    assert quality is not None
+    assert {way.cache for way in quality.ways} == {"an image"}  # nothing else has changed
 
 
 def test_calibration_with_one_s_own_pictures_and_prompts(ort_bundle: Path, tmp_path: Path) -> None:
@@ -274,7 +258,7 @@ def test_an_interrupt_leaves_no_debris(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantized_bundle, "decoder_cost", interrupted)
+    monkeypatch.setattr(quantized_bundle, "measured_ways", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quantize_bundle(ort_bundle, tmp_path / "out", WeightChoice(decoder="int4"))
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,9 @@ from PIL import Image
 
 import himix_edge
 from himix_edge.bundle.files import BundleFiles
+from himix_edge.bundle.quality import quality_of
 from himix_edge.contract import (
     DECODER_GRAPH,
-    LOGITS,
     MANIFEST,
     VISION_GRAPH,
     FileRecord,
@@ -81,9 +81,10 @@ def test_the_whole_way_through_the_command(native: Path, tmp_path: Path, himix: 
     assert "in float16" in (out / "README.md").read_text()
     before = sum(record.size for record in Manifest.read(native).files.values())
     assert sum(record.size for record in manifest.files.values()) < before
-    tokens = quantization.cost["decoder"]
-    assert tokens["same_tokens"] >= 0.7 * tokens["tokens"] > 0
-    assert 0.98 < tokens["tensors"][LOGITS]["cosine"] < 1
+    quality = quality_of(quantization)
+    assert quality is not None
+    assert [way.graph for way in quality.ways] == [DECODER_GRAPH] * 2
+    assert all(way.agreement > 0.6 and 0 < way.divergence < 0.1 for way in quality.ways)
     assert all(0.99 < c["cosine"] < 1 - 1e-7 for c in quantization.cost["vision"].values())
     answers = [
         himix_edge.load(folder).generate(

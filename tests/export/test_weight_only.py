@@ -13,7 +13,7 @@ import pytest
 from himix_edge.contract import DECODER_GRAPH, LOGITS, VISION_GRAPH, Manifest
 from himix_edge.errors import ConfigError, ExportError
 from himix_edge.export.calibration import Feeds
-from himix_edge.export.cost import CalibrationFeeds, Exchange, decoder_cost, exchanges_from_graphs
+from himix_edge.export.cost import CalibrationFeeds, Exchange, exchanges_from_graphs
 from himix_edge.export.expected import Array, trial_images
 from himix_edge.export.onnx import write_graph
 from himix_edge.export.products import head_product, weight_products
@@ -21,6 +21,7 @@ from himix_edge.export.sessions import lean_session
 from himix_edge.export.symmetric import WeightType, codes_of, dequantized, scales_of
 from himix_edge.export.weight_only import WeightOnly, quantize_weights
 from tests import tolerances
+from tests.export.decoder_cost import decoder_cost
 
 PROMPTS = [[1, 40, 41, 42, 2], [1, 50, 2]]
 TYPES: list[WeightType] = ["int8", "int4", "fp8"]

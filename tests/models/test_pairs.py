@@ -8,12 +8,21 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from himix_edge.config import HiMixConfig
 from himix_edge.errors import CheckpointError, ConfigError, HimixError
-from himix_edge.models.checkpoints import read_checkpoint, save_checkpoint
+from himix_edge.models.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from himix_edge.models.himix import HiMix
-from himix_edge.models.pairs import Pair, checkpoint_of_pair, chosen_checkpoint, random_pair
+from himix_edge.models.pairs import (
+    Pair,
+    checkpoint_of_pair,
+    chosen_checkpoint,
+    random_pair,
+    random_parts,
+)
+from himix_edge.models.standin import NOTICE
 from himix_edge.models.weights import RandomWeight
 from himix_edge.presets import DECODERS, ENCODERS
 from himix_edge.trained import remember_checkpoint
@@ -205,12 +214,73 @@ def test_a_checkpoint_and_its_pair(pair: Pair, tmp_path: Path) -> None:
     assert chosen.config == read_checkpoint(tmp_path / "mine").config
 
 
-def test_random_weights_of_a_pair(pair: Pair) -> None:
+def test_random_weights_of_a_pair() -> None:
+    chosen = chosen_checkpoint("tinyclip-39m", "smollm2-360m", None, random_weights=True)
+    assert chosen.name == "tinyclip-39m-smollm2-360m-random"
+    assert chosen.config == Pair("tinyclip-39m", "smollm2-360m").config()
+    assert all(isinstance(weight, RandomWeight) for weight in chosen.weights.values())
+    assert chosen.notice == NOTICE
+
+
+def random_names(checkpoint: Checkpoint) -> set[str]:
+    """What is drawn at random, by the first part of its name."""
+    drawn = [n for n, weight in checkpoint.weights.items() if isinstance(weight, RandomWeight)]
+    return {name.split(".")[0] for name in drawn}
+
+
+def test_random_projections_between_an_encoder_and_a_decoder(pair: Pair) -> None:
     chosen = chosen_checkpoint(pair.encoder, pair.decoder, None, random_weights=True)
     assert chosen.name == "clip-qwen2-random"
-    assert chosen.config == random_pair(pair).config == pair.config()
-    assert all(isinstance(weight, RandomWeight) for weight in chosen.weights.values())
+    assert chosen.config == pair.config()
+    assert random_names(chosen) == {"injection"}
     chosen.check()
+    stock = AutoModelForCausalLM.from_pretrained(pair.decoder).state_dict()
+    model = chosen.model().state_dict()
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias"):
+        assert torch.equal(model[f"decoder.{name}"], stock[name])
+    assert chosen.chat_template == (Path(pair.decoder) / "chat_template.jinja").read_text()
+    ids = Tokenizer.from_str(chosen.tokenizer_json).encode("How many? <|end|>").ids
+    assert ids == AutoTokenizer.from_pretrained(pair.decoder)("How many? <|end|>").input_ids
+    assert "reads text as its decoder does" in chosen.notice
+    assert random_parts(pair) == (
+        f"random weights in the projections; the encoder is {pair.encoder}; "
+        f"the decoder is {pair.decoder}"
+    )
+
+
+def test_a_decoder_keeps_its_weights_beside_a_preset_and_an_encoder_likewise(pair: Pair) -> None:
+    one, other = Pair("tinyclip-39m", pair.decoder), Pair(pair.encoder, "smollm2-360m")
+    assert random_names(random_pair(one)) == {"injection", "vision"}
+    assert random_names(random_pair(other)) == {"injection", "decoder"}
+    assert random_pair(other).notice == NOTICE
+    assert random_parts(one) == (
+        f"random weights in the projections and the encoder (tinyclip-39m); "
+        f"the decoder is {pair.decoder}"
+    )
+
+
+def test_a_decoder_without_a_tokenizer_is_refused(pair: Pair) -> None:
+    (Path(pair.decoder) / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"qwen2.*tokenizer"):
+        random_pair(pair)
+
+
+def test_a_float_that_went_through_float32_is_the_same(pair: Pair, tmp_path: Path) -> None:
+    config = pair.config()
+    for eps, same in ((9.999999974752427e-07, True), (1.01e-6, False)):
+        decoder = dataclasses.replace(config.decoder, rms_norm_eps=eps)
+        save(tmp_path / "mine", dataclasses.replace(config, decoder=decoder))
+        if same:
+            found = checkpoint_of_pair(pair, tmp_path / "mine")
+            assert found.config.decoder.rms_norm_eps == eps
+        else:
+            with pytest.raises(CheckpointError, match=r"another pair.*decoder\.rms_norm_eps"):
+                checkpoint_of_pair(pair, tmp_path / "mine")
+
+
+def test_a_decoder_is_no_checkpoint(pair: Pair) -> None:
+    with pytest.raises(CheckpointError, match=r"no HiMix checkpoint.*--decoder .*--random-weights"):
+        chosen_checkpoint(None, None, Path(pair.decoder), random_weights=False)
 
 
 def test_the_default_decoder() -> None:

@@ -18,7 +18,7 @@ from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.rewrites.packed import joined_initializer
 from himix_edge.export.rewrites.rule import Rule, made_by
 
-_LAST_TOKEN = "last_token"  # the index by which the last layer's tokens are chosen
+LAST_TOKEN = "last_token"  # the index by which the last layer's tokens are chosen
 
 
 class SiLU(Rule):
@@ -77,7 +77,7 @@ def keep_last_token(graph: onnx_ir.Model) -> None:
     (product,) = attention.outputs[0].consumers()
     (add,) = product.outputs[0].consumers()
     made_by(add.outputs[0], "Add")
-    last = tape.initializer(onnx_ir.tensor([-1], name=_LAST_TOKEN))
+    last = tape.initializer(onnx_ir.tensor([-1], name=LAST_TOKEN))
     residual = add.inputs[1 - add.inputs.index(product.outputs[0])]
     for node, value in ((product, attention.outputs[0]), (add, residual)):
         kept = tape.op("Gather", [value, last], {"axis": 1})  # [B, 1, ...]
@@ -92,7 +92,7 @@ def keep_every_token(graph: onnx_ir.Model) -> None:
     """
     for node in list(graph.graph):
         index = node.inputs[1] if node.op_type == "Gather" else None
-        if index is not None and index.name == _LAST_TOKEN:
+        if index is not None and index.name == LAST_TOKEN:
             every = onnx_ir.Node("", "Identity", [node.inputs[0]])
             onnx_ir.convenience.replace_nodes_and_values(
                 graph.graph, node, [node], [every], [node.outputs[0]], [every.outputs[0]]
