@@ -220,8 +220,10 @@ def _encoded(files: BundleFiles, tokenizer: Tokenizer, text: str) -> tuple[list[
         return [], f"the vocabulary lacks words: {next(iter(str(error).splitlines()), 'an error')}"
     if max(ids, default=0) >= files.manifest.config.decoder.vocab_size:
         return [], "tokens that the decoder has no embedding of"
+    if not ids:
+        return [], "" if not text.strip() else "none of it is in the vocabulary"
     unknown = _unknown_id(files)
-    missing = sum(token == unknown for token in ids) / max(len(ids), 1)
+    missing = sum(token == unknown for token in ids) / len(ids)
     lost = 1 - len("".join(tokenizer.decode(ids).split())) / max(len("".join(text.split())), 1)
     if (share := max(missing, lost)) > UNKNOWN:
         return [], f"{share:.0%} is not in the vocabulary"
