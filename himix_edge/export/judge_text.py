@@ -6,7 +6,8 @@ Three kinds, in this order:
     shapes     of a model of the shapes world, which can say nothing else: questions about scenes
                that are drawn for this alone, and the right answers, which are what is predicted
     shipped    `assets/judge/*.txt`, about 8,000 tokens of plain English of our own: a story,
-               instructions, dialogue, technical prose, lists and numbers, descriptions of pictures
+               instructions, dialogue, technical prose, letters, lists and numbers, descriptions of
+               pictures
 """
 
 from __future__ import annotations
