@@ -14,9 +14,9 @@ from torch import Tensor
 
 from himix_edge.bundle.files import BundleFiles
 from himix_edge.bundle.quality import MAX_GROWTH, Quality, Way, cost_table, quality_of, summary
-from himix_edge.contract import DECODER_GRAPH, MANIFEST, Manifest
+from himix_edge.contract import DECODER_GRAPH, MANIFEST, Manifest, Quantization
 from himix_edge.errors import ConfigError, ExportError, QualityError
-from himix_edge.export import judge, quantized_bundle
+from himix_edge.export import judge
 from himix_edge.export.bundle import export_bundle
 from himix_edge.export.judge import Bundles, judgement, measured_ways, refuse_loss
 from himix_edge.export.judge_text import (
@@ -106,7 +106,9 @@ def logits_of(model: HiMix, ids: list[int], pixels: Any = None) -> Tensor:
 
 def figures(two: Two, passages: list[Passage], images: Any) -> dict[str, float]:
     """By torch's own functions."""
-    before, after, targets = [], [], []
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    targets: list[int] = []
     for number, passage in enumerate(passages):
         pixels = None if images is None else images[number % len(images)]
         for into, model in zip((before, after), two.models, strict=True):
@@ -253,7 +255,7 @@ def test_refused_and_forced_from_end_to_end(
 
 def test_what_the_manifest_of_another_says_is_not_trusted() -> None:
     quality = dataclasses.asdict(judgement(TEXT, [way(0.1)], force=False))
-    how = quantized_bundle.Quantization(None, "int8", None, None, {"quality": quality})
+    how = Quantization(None, "int8", None, None, {"quality": quality})
     assert isinstance(quality_of(how), Quality)
     for bad in (
         None,
