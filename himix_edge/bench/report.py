@@ -21,6 +21,8 @@ from himix_edge.bench.candidates import DECODED, Candidate, Timing
 from himix_edge.bench.limits import Limits, cores
 from himix_edge.bench.measure import Measurement
 from himix_edge.bench.spread import Spread, best, judge
+from himix_edge.bundle.quality import features_of, percent, quality_of, summary
+from himix_edge.contract import Quantization
 from himix_edge.runtimes.providers import import_onnxruntime
 
 PACKAGES = ("numpy", "pillow", "tokenizers")  # onnxruntime comes in packages of several names
@@ -129,8 +131,35 @@ def _bundle(measured: Measurement) -> dict[str, Any]:
         "dialect": manifest.dialect,
         "dtype": manifest.dtype,
         "quantization": quantization,
+        "quality": quality_report(how),
         "sha256": {name: record.sha256 for name, record in manifest.files.items()},
     }
+
+
+def quality_report(how: Quantization | None) -> dict[str, Any] | None:
+    """What a bundle lost by being quantized, which stands beside each of its times; None of others.
+
+    Returns:
+        "summary", "record" as in the manifest or None, and "phases": a few words a phase.
+    """
+    if how is None:
+        return None
+    quality, features = quality_of(how), features_of(how)
+    phases: dict[str, str] = {}
+    if features:
+        least = min(feature.token_cosine for feature in features.values())
+        phases |= dict.fromkeys(("vision", "projection"), f"cosine {least:.4f}")
+    for names, tokens in (
+        (("prefill", "first_token"), False),
+        (("first_decode", "decode_short", "decode_long"), True),
+    ):
+        worst = quality.worst(prompts=not tokens, tokens=tokens) if quality else None
+        said = f"perplexity {percent(worst.growth)}" if worst else "not judged"
+        phases |= dict.fromkeys(names, said if how.decoder or worst else "")
+    record = dataclasses.asdict(quality) if quality else None
+    if record:
+        record["ways"] = list(record["ways"])
+    return {"summary": summary(quality), "record": record, "phases": phases}
 
 
 def _limits(limits: Sequence[Limits], top: Limits) -> dict[str, dict[str, float]]:

@@ -33,7 +33,7 @@ def text(report: dict[str, Any]) -> str:
 def heading(report: dict[str, Any]) -> str:
     """What was measured, where."""
     bundle, setting, machine = report["bundle"], report["setting"], report["machine"]
-    how = bundle["quantization"]
+    how, quality = bundle["quantization"], bundle["quality"]
     stored = f", vision {how['vision'] or bundle['dtype']}" if how else ""
     stored += f", decoder {how['decoder'] or bundle['dtype']}" if how else ""
     threads = setting["threads"] or f"{machine['cores']} (all cores)"
@@ -41,6 +41,7 @@ def heading(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{bundle['name']}: {bundle['dialect']}, {bundle['dtype']}{stored}",
+            *([quality["summary"]] if quality else []),
             f"{setting['image_tokens']} image and {setting['text_tokens']} text tokens, "
             f"{report['rounds']['measured']} rounds, threads: {threads}",
             f"{machine['cpu']}, at best in this run: {rates['bandwidth']:.1f} GB/s read, "
@@ -84,7 +85,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
 
 
 def _phases(report: dict[str, Any], name: str) -> str:
-    rows = []
+    rows, quality = [], report["bundle"]["quality"]
+    head = [*_HEAD, "quality"] if quality else [*_HEAD]
     for phase, figures in report["candidates"][name]["phases_ms"].items():
         row = [LABELS[phase], *(f"{figures[f]:,.2f}" for f in ("median", "min", "max"))]
         if floor := figures.get("floor"):
@@ -92,11 +94,12 @@ def _phases(report: dict[str, Any], name: str) -> str:
                 row += [f"{floor[kind]:,.2f}", f"{figures['over'][kind]:,.2f}"]
             bounds = floor["fp32_bound"], floor["int8_bound"]
             row.append(bounds[0] if bounds[0] == bounds[1] else " / ".join(bounds))
-        rows.append(row + [""] * (len(_HEAD) - len(row)))
+        row += [""] * (len(_HEAD) - len(row))
+        rows.append([*row, quality["phases"].get(phase, "")] if quality else row)
     title = f"{NAMES[name]}, ms"
     if name == "vanilla":
         title += ": the same encoder, then image and text tokens through the same decoder"
-    return _table(title, _HEAD, rows, end=LABELS["first_token"])
+    return _table(title, head, rows, end=LABELS["first_token"])
 
 
 _HEAD = ("", "median", "min", "max", "fp32 floor", "x", "int8 floor", "x", "bound by")

@@ -6,7 +6,8 @@ Three kinds, in this order:
     shapes     of a model of the shapes world, which can say nothing else: questions about scenes
                that are drawn for this alone, and the right answers, which are what is predicted
     shipped    `assets/judge/*.txt`, about 8,000 tokens of plain English of our own: a story,
-               instructions, dialogue, technical prose, lists and numbers, descriptions of pictures
+               instructions, dialogue, technical prose, letters, lists and numbers, descriptions of
+               pictures
 """
 
 from __future__ import annotations
@@ -220,8 +221,10 @@ def _encoded(files: BundleFiles, tokenizer: Tokenizer, text: str) -> tuple[list[
         return [], f"the vocabulary lacks words: {next(iter(str(error).splitlines()), 'an error')}"
     if max(ids, default=0) >= files.manifest.config.decoder.vocab_size:
         return [], "tokens that the decoder has no embedding of"
+    if not ids:
+        return [], "" if not text.strip() else "none of it is in the vocabulary"
     unknown = _unknown_id(files)
-    missing = sum(token == unknown for token in ids) / max(len(ids), 1)
+    missing = sum(token == unknown for token in ids) / len(ids)
     lost = 1 - len("".join(tokenizer.decode(ids).split())) / max(len("".join(text.split())), 1)
     if (share := max(missing, lost)) > UNKNOWN:
         return [], f"{share:.0%} is not in the vocabulary"

@@ -12,6 +12,8 @@ from himix_edge.bench.bounds import floors
 from himix_edge.bench.measure import Measurement
 from himix_edge.bench.report import phase_samples, report
 from himix_edge.bench.show import text
+from himix_edge.bundle.quality import Feature, Quality, Way
+from himix_edge.contract import Quantization
 from tests.bench.conftest import BUSY, QUIET, himix_timing, vanilla_timing
 
 
@@ -126,6 +128,32 @@ def test_the_text(found: dict[str, Any]) -> None:
         "\n".join(said)
     )
     assert "vanilla takes 2.40 x HiMix's time to the first token, 4.75 x its prefill" in said
+
+
+def test_quality_stands_beside_every_time(measured: Measurement) -> None:
+    def way(text: str, growth: float) -> Way:
+        return Way(text, "nothing", "decoder.onnx", 99, 20.0, 20 * (1 + growth), 0.01, 0.95)
+
+    ways = (way("prompts of 32 tokens", 0.012), way("token by token", 0.034))
+    quality = Quality("a text", "", 0.1, "kept", "", ways)
+    cost = {
+        "quality": dataclasses.asdict(quality),
+        "vision": {"present.0.key": dataclasses.asdict(Feature(0.01, 0.999, 0.9912, 3))},
+    }
+    how = Quantization("int8", "int8", None, None, json.loads(json.dumps(cost)))
+    manifest = dataclasses.replace(measured.manifest, quantization=how)
+    found = report(dataclasses.replace(measured, manifest=manifest))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    said = text(found)
+    assert "perplexity +3.4 % at worst (token by token, nothing in the cache)" in said
+    rows = [line for line in said.splitlines() if line.startswith(("prefill  ", "a later token"))]
+    assert [row.split("perplexity ")[1] for row in rows[:3]] == ["+1.2 %", "+3.4 %", "+3.4 %"]
+    [vision, *_] = [line for line in said.splitlines() if line.startswith("vision encoder")]
+    assert vision.endswith("cosine 0.9912")
+    unjudged = dataclasses.replace(manifest, quantization=dataclasses.replace(how, cost={}))
+    said = text(report(dataclasses.replace(measured, manifest=unjudged)))
+    assert "quality not measured" in said
+    assert said.count("not judged") >= 4
 
 
 def test_where_no_round_is_quiet_the_text_warns(measured: Measurement) -> None:
