@@ -191,7 +191,7 @@ def test_calibration_with_one_s_own_pictures_and_prompts(ort_bundle: Path, tmp_p
     assert manifest.quantization.method == "gptq"
     assert manifest.quantization.cost["images"] == 2  # of five, the second and the fourth
     assert manifest.quantization.cost["prompts"] == 2
-    rtn = WeightChoice(decoder="int4")
+    rtn = WeightChoice(decoder="int4", method="rtn")
     quantize_bundle(ort_bundle, tmp_path / "rtn", rtn, calibration=pictures)
     weights = f"{DECODER_GRAPH}.data"
     assert sha256_of(tmp_path / "out" / weights) != sha256_of(tmp_path / "rtn" / weights)
