@@ -295,7 +295,7 @@ def quantize(
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="Int4 weights that share a scale: 32, 64 or 128; by default 128 on a CPU.",
+            help="Int4 weights that share a scale: 32, 64 or 128; by default 32 on a CPU.",
             autocompletion=offering("32", "64", "128"),
         ),
     ] = None,
@@ -314,12 +314,13 @@ def quantize(
         ),
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How to round the decoder: rtn, to nearest; gptq, by its inputs: slower, closer.",
+            help="How to round the decoder: gptq, by its inputs, the default on a CPU: slower and "
+            "closer; or rtn, to nearest.",
             autocompletion=offering("rtn", "gptq"),
         ),
-    ] = "rtn",
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="A folder of pictures, and perhaps prompts.txt, to calibrate with."),

@@ -19,14 +19,14 @@ takes twice the time.) The bit costs little: the activations' rounding errors ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from himix_edge.export.blocks import Floats, require_finite
+from himix_edge.export.blocks import Floats, gptq_codes, require_finite
 from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.products import Product, initializer, named
 
@@ -35,8 +35,16 @@ ZERO_POINT = 128
 _LEAST_SCALE = np.float32(2.0**-100)  # of an output without weights, and of a row of zeros
 
 
-def replace_products(graph: onnx_ir.Model, products: Sequence[Product]) -> None:
+def replace_products(
+    graph: onnx_ir.Model,
+    products: Sequence[Product],
+    known: Mapping[str, NDArray[np.int8]] | None = None,
+) -> None:
     """Puts int8 products in the place of float ones, in place; weights are read one at a time.
+
+    Args:
+        known: codes [K, N] that were found otherwise than by rounding, on the same scales, by the
+            name of the weight.
 
     Raises:
         ExportError: a weight that is not finite.
@@ -49,7 +57,8 @@ def replace_products(graph: onnx_ir.Model, products: Sequence[Product]) -> None:
             scales = scales_of(product.matrix())
         rows = rounded.get(product.source) or _rounded(graph, product, constants)
         rounded[product.source] = rows
-        weights = [_codes(graph, product, scales), _scales(graph, product, scales)]
+        codes = known.get(str(product.weight.name)) if known else None
+        weights = [_codes(graph, product, scales, codes), _scales(graph, product, scales)]
         _replace(graph, product, rows, weights, constants)
 
 
@@ -74,9 +83,32 @@ def codes_of(matrix: Floats, scales: Floats) -> NDArray[np.int8]:
     return codes
 
 
-def _codes(graph: onnx_ir.Model, product: Product, scales: Floats) -> onnx_ir.Value:
-    """Read and rounded when the file is written."""
+def gptq(matrix: Floats, hessian: Floats) -> NDArray[np.int8]:
+    """Codes with which the product changes least on what comes in, see blocks.py: [K, N].
+
+    Args:
+        matrix: [K, N]
+        hessian: [K, K], the sum of x x^T over inputs x.
+
+    Raises:
+        ExportError: a weight or an input that is not finite.
+    """
+    scales = scales_of(matrix)
+    zeros = np.zeros_like(scales)
+    codes, _, _ = gptq_codes(
+        matrix, hessian, len(matrix), (LOWEST, HIGHEST), lambda _block, _weights: (scales, zeros)
+    )
+    found: NDArray[np.int8] = codes[0].astype(np.int8)
+    return found
+
+
+def _codes(
+    graph: onnx_ir.Model, product: Product, scales: Floats, known: NDArray[np.int8] | None
+) -> onnx_ir.Value:
+    """Read and rounded when the file is written, unless they are known."""
     name = f"{product.weight.name}.codes"
+    if known is not None:
+        return initializer(graph, onnx_ir.tensor(known, name=name))
 
     def read() -> onnx_ir.TensorProtocol:
         return onnx_ir.tensor(codes_of(product.matrix(), scales), name=name)

@@ -3,28 +3,31 @@
 int4    every weight matrix becomes a MatMulNBits, a scale to each block of weights. Activations
         stay fp32 in the graph; the kernels multiply in int8 (accuracy_level 4)
 int8    products with a scale to each output, and one to a token's activations (int8.py), which are
-        made to round well first (smooth.py): three times as fast with many tokens at a time
+        made to round well first (rotation.py, smooth.py): twice to three times as fast with many
+        tokens at a time. The few products whose inputs round badly even so are in blocks
 
 The head and the embedding, one matrix where they are tied, are stored once, in blocks: in int8, as
 they bear most of the error, or in int4, as each token reads all of the head. Matrices are read and
 quantized one at a time.
 
-docs/measurements/quantization.md has the figures that this was decided by.
+docs/measurements/quantization-real-weights.md has the figures that this was decided by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir
+from numpy.typing import NDArray
 
 from himix_edge.errors import ConfigError, ExportError, closest
-from himix_edge.export.blocks import Bits, Blocks, Floats, gptq, rtn
-from himix_edge.export.calibration import Feeds, maxima, products_and_hessians
+from himix_edge.export import int8
+from himix_edge.export.blocks import Bits, Blocks, gptq, rtn
+from himix_edge.export.calibration import Feeds, View, magnitudes, products_and_inflows
 from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.int8 import replace_products
 from himix_edge.export.nbits import initializers, replace_lookup, replace_product
@@ -38,13 +41,18 @@ from himix_edge.export.products import (
     named,
     weight_products,
 )
-from himix_edge.export.smooth import smooth, smoothed_inputs
+from himix_edge.export.rotation import rotate
+from himix_edge.export.smooth import Strength, is_normed, smooth, smoothed_inputs
 
 WeightType = Literal["int8", "int4"]
 Method = Literal["rtn", "gptq"]
 BITS: dict[WeightType, Bits] = {"int8": 8, "int4": 4}
 METHODS: tuple[Method, ...] = ("rtn", "gptq")
 BLOCK_SIZES = (32, 64, 128)
+FINE_BLOCKS = 32
+GENTLE = Strength(0.3, 0.0)  # of channels before they are rounded to 4 bits
+WORST_SHARE = 0.06  # of an int8 decoder's weights, that may be in blocks: 2.5 times as slow there
+TOLERABLE_ROUNDING = 1e-4  # of a product's input in int8, squared: one percent
 
 Progress: TypeAlias = Callable[[float], None]  # the part of the weights, 0..1, that is done
 
@@ -56,13 +64,13 @@ class DecoderQuantization:
     Attributes:
         weights: of the layers' matrices.
         block_size: how many weights share a scale and a zero point, where they are in blocks.
-        method: of int4 layers: "rtn", rounding to nearest, or "gptq", which needs calibration
+        method: of the layers: "rtn", rounding to nearest, or "gptq", which needs calibration
             inputs.
         head: of the head and the embedding.
     """
 
     weights: WeightType = "int4"
-    block_size: int = 128
+    block_size: int = 32
     method: Method = "rtn"
     head: WeightType = "int8"
 
@@ -70,13 +78,6 @@ class DecoderQuantization:
         for weights in (self.weights, self.head):
             if weights not in BITS:
                 raise ConfigError(f"no weights of type {weights!r}", fix=closest(weights, BITS))
-        if self.method == "gptq" and self.weights != "int4":
-            raise ConfigError(
-                "gptq means nothing here",
-                expected="int4 weights",
-                found=self.weights,
-                fix="use --method rtn",
-            )
         if self.method not in METHODS:
             raise ConfigError(
                 f"no quantization method {self.method!r}", fix=closest(str(self.method), METHODS)
@@ -125,15 +126,8 @@ def quantized_decoder(
     head = head_product(graph, products)
     layers = [product for product in products if product is not head]
     graph.opset_imports[ORT_DOMAIN] = 1
-    if how.weights == "int8":
-        if calibration:
-            smooth(layers, maxima(source, list(smoothed_inputs(layers)), calibration))
-        replace_products(graph, layers)
-    else:
-        inputs = calibration if how.method == "gptq" else ()
-        for done, (product, hessian) in enumerate(products_and_hessians(source, layers, inputs), 1):
-            replace_product(graph, product, _blocks(product, hessian, how.block_size))
-            progress(done / len(products))
+    quantize = _int8_layers if how.weights == "int8" else _int4_layers
+    quantize(graph, source, layers, how, calibration, lambda done: progress(done / len(products)))
     if head:
         _quantize_ends(graph, head, BITS[how.head], how.block_size)
     drop_unused_initializers(graph)
@@ -141,12 +135,83 @@ def quantized_decoder(
     progress(1.0)
 
 
-def _blocks(product: Product, hessian: Floats | None, block_size: int) -> Blocks:
-    """Of 4 bits."""
+def _int8_layers(
+    graph: onnx_ir.Model,
+    source: Path,
+    layers: Sequence[Product],
+    how: DecoderQuantization,
+    calibration: Sequence[Feeds],
+    progress: Progress,
+) -> None:
+    """Products in int8, but for the few whose inputs can't be rounded well even so."""
+    views: dict[str, View] = {}
+    if calibration:
+        inputs = [name for name in smoothed_inputs(layers) if not is_normed(name, layers)]
+        views |= smooth(layers, magnitudes(source, inputs, calibration))
+    views |= rotate(graph, layers)
+    if not calibration:
+        replace_products(graph, layers)
+        return
+    codes: dict[str, NDArray[np.int8]] = {}
+    errors: dict[str, float] = {}
+    flows = products_and_inflows(source, layers, calibration, views)
+    for done, (product, inflow) in enumerate(flows, 1):
+        name = str(product.weight.name)
+        errors[name] = inflow.rounding
+        if how.method == "gptq":
+            with named(product.weight):
+                codes[name] = int8.gptq(product.matrix(), inflow.hessian)
+        progress(done)
+    worst = _worst(layers, errors)
+    for product in worst:
+        replace_product(graph, product, _rounded(product, 8, FINE_BLOCKS))
+    replace_products(graph, [one for one in layers if one not in worst], codes)
+
+
+def _worst(layers: Sequence[Product], errors: Mapping[str, float]) -> list[Product]:
+    """Those whose inputs lose most when they are rounded, few enough to cost little time."""
+    room = WORST_SHARE * sum(_size(product) for product in layers)
+    worst = []
+    for product in sorted(layers, key=lambda one: -errors[str(one.weight.name)]):
+        if _size(product) <= room and errors[str(product.weight.name)] > TOLERABLE_ROUNDING:
+            worst.append(product)
+            room -= _size(product)
+    return worst
+
+
+def _size(product: Product) -> int:
+    """How many weights."""
+    rows, columns = product.weight.shape  # type: ignore[misc]
+    return int(rows) * int(columns)  # type: ignore[arg-type]
+
+
+def _int4_layers(
+    graph: onnx_ir.Model,
+    source: Path,
+    layers: Sequence[Product],
+    how: DecoderQuantization,
+    calibration: Sequence[Feeds],
+    progress: Progress,
+) -> None:
+    """Products in blocks; for GPTQ's, channels that matter more are made a little larger first."""
+    if how.method == "rtn":
+        for done, product in enumerate(layers, 1):
+            replace_product(graph, product, _rounded(product, 4, how.block_size))
+            progress(done)
+        return
+    sizes = magnitudes(source, list(smoothed_inputs(layers)), calibration)
+    views = smooth(layers, sizes, GENTLE)
+    flows = products_and_inflows(source, layers, calibration, views)
+    for done, (product, inflow) in enumerate(flows, 1):
+        with named(product.weight):
+            blocks = gptq(product.matrix(), inflow.hessian, 4, how.block_size)
+        replace_product(graph, product, blocks)
+        progress(done)
+
+
+def _rounded(product: Product, bits: Bits, block_size: int) -> Blocks:
     with named(product.weight):
-        if hessian is None:
-            return rtn(product.matrix(), 4, block_size)
-        return gptq(product.matrix(), hessian, 4, block_size)
+        return rtn(product.matrix(), bits, block_size)
 
 
 def _nothing_to_quantize(source: Path) -> ExportError:

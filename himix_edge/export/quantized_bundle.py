@@ -38,6 +38,7 @@ from himix_edge.export.cost import (
     vision_cost,
 )
 from himix_edge.export.expected import QUESTIONS, Array
+from himix_edge.export.general_text import JoinedFeeds, TextFeeds, general_sequences
 from himix_edge.export.judge import Bundles, judgement, measured_ways, refuse_loss
 from himix_edge.export.judge_text import judge_text
 from himix_edge.export.phases import Phases, Progress
@@ -61,12 +62,14 @@ class Inputs:
         calibration, cost: pictures, each [1, 3, H, W].
         prompts: token ids.
         questions: the prompts in words.
+        tokenizer: the bundle's.
     """
 
     calibration: list[Array]
     cost: list[Array]
     prompts: list[list[int]]
     questions: Sequence[str]
+    tokenizer: Tokenizer
 
 
 def quantize_bundle(
@@ -174,9 +177,16 @@ def _vision_cost(
 
 
 def _calibration(bundle: Path, manifest: Manifest, inputs: Inputs) -> Sequence[Feeds]:
-    asked = exchanges_from_graphs(bundle, manifest.config, inputs.calibration, inputs.prompts)
+    """What the bundle is asked about pictures, and general text."""
+    config = manifest.config
+    asked = exchanges_from_graphs(bundle, config, inputs.calibration, inputs.prompts)
     slots: CacheSlots = "any" if manifest.dialect == "ort" else manifest.cache_slots
-    return CalibrationFeeds(manifest.config, asked, slots)
+    room = slots - config.image_slots if isinstance(slots, int) else config.max_text_tokens
+    sequences = general_sequences(inputs.tokenizer, min(room, config.max_text_tokens))
+    images = [exchange.image for exchange in asked]
+    return JoinedFeeds(
+        CalibrationFeeds(config, asked, slots), TextFeeds(config, sequences, images, slots)
+    )
 
 
 def _with_quantization(
@@ -186,19 +196,12 @@ def _with_quantization(
         vision=choice.vision,
         decoder=choice.decoder,
         block_size=recipe.block_size,
-        method=_method(manifest, choice),
+        method=recipe.method,
         cost=cost,
         head=choice.head,
         prefill=choice.prefill,
     )
     return dataclasses.replace(manifest, quantization=quantization)
-
-
-def _method(manifest: Manifest, choice: WeightChoice) -> str | None:
-    """How the decoder's weights were made to fit."""
-    if manifest.dialect == "ort" and choice.decoder == "int8":
-        return "smoothed"
-    return choice.method if choice.decoder else None
 
 
 def _inputs(files: BundleFiles, folder: Path | None) -> Inputs:
@@ -218,7 +221,7 @@ def _inputs(files: BundleFiles, folder: Path | None) -> Inputs:
         calibration, cost = every[::2], every[1::2]
     history = tokenizer.chat.first
     prompts = [tokenizer.encode_turn(history, words) for words in questions]
-    return Inputs(calibration, cost, prompts, questions)
+    return Inputs(calibration, cost, prompts, questions, tokenizer)
 
 
 def _copy_texts(files: BundleFiles, folder: Path) -> None:

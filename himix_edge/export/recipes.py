@@ -38,7 +38,8 @@ class WeightChoice:
     Attributes:
         vision, decoder: "int8", "int4" or "fp8"; None leaves it as it is.
         block_size: how many weights share a scale; None is what suits the runtime.
-        method: how the decoder's weights are rounded, "rtn" or "gptq".
+        method: how the decoder's weights are rounded, "rtn" or "gptq"; None is gptq in ONNX
+            Runtime, and rtn for TensorRT.
         head: "int8" or "int4", of an int8 or int4 decoder's head and embedding in ONNX Runtime;
             None is int8.
         prefill: "int8" for a second copy of an int4 decoder's layers, with which prompts are read.
@@ -47,7 +48,7 @@ class WeightChoice:
     vision: str | None = None
     decoder: str | None = None
     block_size: int | None = None
-    method: str = "rtn"
+    method: str | None = None
     head: str | None = None
     prefill: str | None = None
 
@@ -56,11 +57,11 @@ class WeightChoice:
             raise ConfigError(
                 "nothing is to be quantized", fix="add --decoder int4, or --vision int8"
             )
-        if self.method not in METHODS:
+        if self.method is not None and self.method not in METHODS:
             raise ConfigError(
                 f"no quantization method {self.method!r}", fix=closest(self.method, METHODS)
             )
-        if self.method != "rtn" and self.decoder is None:
+        if self.method == "gptq" and self.decoder is None:
             raise ConfigError(
                 f"{self.method} is for the decoder", fix="add --decoder int4, or use --method rtn"
             )
@@ -86,6 +87,7 @@ class Recipe:
         decoder: (source, target, calibration=, progress=), likewise.
         prefill: makes the decoder's second copy, likewise; None is no copy.
         calibrated: whether decoder or prefill read calibration inputs.
+        method: how the decoder's weights are rounded; None where they aren't.
     """
 
     block_size: int | None
@@ -94,6 +96,7 @@ class Recipe:
     decoder: Callable[..., None] | None
     prefill: Callable[..., None] | None = None
     calibrated: bool = False
+    method: str | None = None
 
 
 def recipe_for(bundle: Path, manifest: Manifest, choice: WeightChoice) -> Recipe:
@@ -129,8 +132,9 @@ def _for_onnx_runtime(choice: WeightChoice) -> Recipe:
         return Recipe(None, packed_session, vision, None)
     size = DecoderQuantization.block_size if choice.block_size is None else choice.block_size
     head = choice.head or DecoderQuantization.head
-    how = DecoderQuantization(choice.decoder, size, choice.method, head)  # type: ignore[arg-type]
-    prompts = DecoderQuantization("int8", size, head=how.head) if choice.prefill else None
+    method = choice.method or "gptq"
+    how = DecoderQuantization(choice.decoder, size, method, head)  # type: ignore[arg-type]
+    prompts = DecoderQuantization("int8", size, how.method, how.head) if choice.prefill else None
     return Recipe(
         size,
         packed_session,
@@ -138,6 +142,7 @@ def _for_onnx_runtime(choice: WeightChoice) -> Recipe:
         partial(quantized_decoder, how=how),
         partial(quantized_decoder, how=prompts) if prompts else None,
         calibrated=how.is_calibrated or prompts is not None,
+        method=method,
     )
 
 
@@ -171,15 +176,23 @@ def _for_tensorrt(choice: WeightChoice, dialect: Dialect) -> Recipe:
         )
     size = WeightOnly.block_size if choice.block_size is None else choice.block_size
 
+    method = choice.method or "rtn"
+
     def quantizer(weights: str | None, method: str = "rtn") -> Callable[..., None] | None:
         if weights is None:
             return None
         how = WeightOnly(weights, size, method)  # type: ignore[arg-type]
         return partial(quantize_weights, how=how)
 
-    vision, decoder = quantizer(choice.vision), quantizer(choice.decoder, choice.method)
-    calibrated = choice.method == "gptq"
-    return Recipe(size if in_blocks else None, lean_session, vision, decoder, calibrated=calibrated)
+    vision, decoder = quantizer(choice.vision), quantizer(choice.decoder, method)
+    return Recipe(
+        size if in_blocks else None,
+        lean_session,
+        vision,
+        decoder,
+        calibrated=method == "gptq",
+        method=method if choice.decoder else None,
+    )
 
 
 def _require(part: str, weights: str | None, types: Iterable[str]) -> None:

@@ -20,9 +20,18 @@ import numpy as np
 import onnx_ir
 
 from himix_edge.export.blocks import Floats
+from himix_edge.export.calibration import View
 from himix_edge.export.products import Product, floats_of
 
-STRENGTH = 0.5  # a: how much of the difficulty goes to the weights; the paper's figure
+
+class Strength(NamedTuple):
+    """a and b: how much a channel's scale hangs on its inputs, and on its weights."""
+
+    inputs: float
+    weights: float
+
+
+EVEN = Strength(0.5, 0.5)  # SmoothQuant's figures: half of the difficulty goes to the weights
 _LEAST = np.float32(1e-5)  # of a channel that never fires, or has no weights
 
 
@@ -39,20 +48,29 @@ def smoothed_inputs(products: Sequence[Product]) -> dict[str, list[Product]]:
     }
 
 
-def smooth(products: Sequence[Product], maxima: Mapping[str, Floats]) -> None:
+def smooth(
+    products: Sequence[Product], magnitudes: Mapping[str, Floats], strength: Strength = EVEN
+) -> dict[str, View]:
     """Shifts scale from activations to weights, in place; the graph computes what it did before.
 
     Weights are read when the graph is written, or they are asked for.
 
     Args:
         products: the decoder's layers.
-        maxima: max|x_j| of every input that `smoothed_inputs` names, [K].
+        magnitudes: how large the channels are [K] of the inputs to smooth, which are among those
+            that `smoothed_inputs` names.
+
+    Returns:
+        by an input's name, what it is afterwards.
     """
     by_output = _by_output(products)
-    for name, fed in smoothed_inputs(products).items():
+    readers = smoothed_inputs(products)
+    views: dict[str, View] = {}
+    for name, sizes in magnitudes.items():
+        fed = readers[name]
         largest = np.max([np.abs(product.matrix()).max(1) for product in fed], axis=0)  # [K]
-        scales = np.maximum(maxima[name], _LEAST) ** STRENGTH
-        scales = scales / np.maximum(largest, _LEAST) ** (1 - STRENGTH)
+        scales = np.maximum(sizes, _LEAST) ** strength.inputs
+        scales = scales / np.maximum(largest, _LEAST) ** strength.weights
         for product in fed:
             _scale(product.weight, scales[:, None])
         norm, factor = _norm(fed[0]), _factor(fed[0], by_output)
@@ -60,6 +78,17 @@ def smooth(products: Sequence[Product], maxima: Mapping[str, Floats]) -> None:
             _scale(_own_gain(norm), 1 / scales)
         elif factor is not None:
             _scale(factor.weight, factor.spread(1 / scales))
+        views[name] = _divided_by(scales)
+    return views
+
+
+def _divided_by(scales: Floats) -> View:
+    return lambda rows: rows / scales
+
+
+def is_normed(name: str, products: Sequence[Product]) -> bool:
+    """Whether an input of products comes from a norm."""
+    return any(product.source == name and _norm(product) is not None for product in products)
 
 
 def _by_output(products: Sequence[Product]) -> dict[str | None, Product]:

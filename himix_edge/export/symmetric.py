@@ -91,7 +91,7 @@ def gptq(
     whole = scales_of(matrix, weights)
     rows, columns = matrix.shape
 
-    def grid(block: Floats) -> tuple[Floats, Floats]:
+    def grid(block: Floats, _weights: Floats) -> tuple[Floats, Floats]:
         scales = whole if block_size is None else scales_of(block.astype(matrix.dtype), weights)
         return scales[0].astype(np.float32), np.zeros(columns, np.float32)
 

@@ -8,7 +8,7 @@ import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
 from himix_edge.errors import ExportError
-from himix_edge.export.blocks import Bits, Blocks, Floats, gptq, rtn
+from himix_edge.export.blocks import Bits, Blocks, Floats, gptq, grid_of, rtn
 from tests import tolerances
 
 
@@ -171,6 +171,7 @@ def test_gptq_is_its_paper_row_by_row() -> None:
     """Algorithm 1 of arXiv 2210.17323 as equation 3 states it, without the Cholesky factor.
 
     After a row is rounded, it leaves the problem: the inverse Hessian loses its row and column.
+    The rows with the largest inputs come first.
     """
     weights = matrix(32, 3)
     inputs = correlated(32, 200, 1).astype(np.float64)
@@ -178,11 +179,9 @@ def test_gptq_is_its_paper_row_by_row() -> None:
     damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(32)
     inverse = np.linalg.inv(damped)
     left = weights.astype(np.float64)
-    low, high = np.minimum(left.min(0), 0), np.maximum(left.max(0), 0)
-    scale = (high - low) / 15
-    zero = np.round(-low / scale)
+    scale, zero = grid_of(weights, np.diag(damped).astype(np.float32), 15)
     expected = np.zeros_like(left)
-    for row in range(32):
+    for row in np.argsort(-np.diag(hessian)):
         codes = np.clip(np.round(left[row] / scale) + zero, 0, 15)
         expected[row] = (codes - zero) * scale
         error = (left[row] - expected[row]) / inverse[row, row]
@@ -195,10 +194,37 @@ def test_gptq_is_its_paper_row_by_row() -> None:
 def test_gptq_with_inputs_all_alike_or_absent() -> None:
     """Without correlation there is nothing to make good: rounding to the same grid."""
     weights = matrix(64, 6)
-    expected, steps = rounded_by_hand(weights, 4, 32)
+    expected = np.empty_like(weights)
+    for some in (slice(0, 32), slice(32, 64)):
+        scale, zero = grid_of(weights[some], np.ones(32, np.float32), 15)
+        codes = np.clip(np.round(weights[some] / scale) + zero, 0, 15)
+        expected[some] = (codes - zero) * scale
     for hessian in (np.eye(64, dtype=np.float32), np.zeros((64, 64), np.float32)):
         found = gptq(weights, hessian, 4, 32).dequantized()
-        np.testing.assert_allclose(found / steps, expected / steps, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_grids_that_cut_off_the_largest_weights_where_that_loses_less() -> None:
+    """Against every part of the span, weight by weight."""
+    block = np.random.default_rng(4).standard_t(3, (32, 5)).astype(np.float32)
+    block[:, 4] = 0
+    weights = np.random.default_rng(5).uniform(0.1, 10, 32).astype(np.float32)
+    scale, zero = grid_of(block, weights, 15)
+    parts = []
+    for column in range(4):
+        low, high = min(block[:, column].min(), 0), max(block[:, column].max(), 0)
+        losses = {}
+        for part in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65):
+            step = part * (high - low) / 15
+            first = min(max(round(-low * part / step), 0), 15)
+            codes = [min(max(round(w / step) + first, 0), 15) for w in block[:, column]]
+            errors = [(c - first) * step - w for c, w in zip(codes, block[:, column], strict=True)]
+            losses[part] = sum(w * e * e for w, e in zip(weights, errors, strict=True))
+        best = min(losses, key=lambda part: losses[part])
+        assert scale[column] == pytest.approx(best * (high - low) / 15, rel=1e-5)
+        parts.append(best)
+    assert min(parts) < 1
+    assert (scale[4], zero[4]) == (1, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -98,9 +98,9 @@ def test_the_manifest_says_what_it_is(quantized: Path) -> None:
     quantization = Manifest.read(quantized).quantization
     assert quantization is not None
     assert dataclasses.replace(quantization, cost={}) == himix_edge.contract.Quantization(
-        "int8", "int4", 128, "rtn", {}, prefill="int8"
+        "int8", "int4", 32, "gptq", {}, prefill="int8"
     )
-    assert str(quantization) == "vision int8, decoder int4 (rtn, blocks of 128, prompts int8)"
+    assert str(quantization) == "vision int8, decoder int4 (gptq, blocks of 32, prompts int8)"
     assert quantization.cost["accuracy"] == {"quantized": {"all": 0.8}, "before": {"all": 0.9}}
     card = (quantized / "README.md").read_text()
     assert card.count("## Quantization") == 1
@@ -175,7 +175,7 @@ def test_calibration_with_one_s_own_pictures_and_prompts(ort_bundle: Path, tmp_p
     assert manifest.quantization.method == "gptq"
     assert manifest.quantization.cost["images"] == 2  # of five, the second and the fourth
     assert manifest.quantization.cost["prompts"] == 2
-    rtn = WeightChoice(decoder="int4")
+    rtn = WeightChoice(decoder="int4", method="rtn")
     quantize_bundle(ort_bundle, tmp_path / "rtn", rtn, calibration=pictures)
     weights = f"{DECODER_GRAPH}.data"
     assert sha256_of(tmp_path / "out" / weights) != sha256_of(tmp_path / "rtn" / weights)
@@ -207,7 +207,6 @@ def test_calibration_pictures_that_cannot_be_used(ort_bundle: Path, tmp_path: Pa
         ((None, "int3"), "decoder can't be 'int3'.*did you mean 'int"),
         ((None, "fp8"), "decoder can't be 'fp8'.*int8"),
         ((None, "int4", 48), "block_size is invalid.*32, 64 or 128.*48"),
-        ((None, "int8", None, "gptq"), "gptq means nothing here: expected int4.*found int8"),
         ((None, "int4", None, "rtn", "int3"), "head can't be 'int3'.*did you mean 'int"),
         (("int8", None, None, "rtn", "int4"), "the head is the decoder's"),
         (("int8", None, None, "rtn", None, "int8"), "second copy.*found int8 of a decoder as exp"),
