@@ -26,7 +26,7 @@ class Way:
 
     Attributes:
         text: how it came: "prompts of 32 tokens" and so on, or "token by token".
-        cache: what was in the cache before it.
+        cache: what was in the cache before it: "nothing", "an image" and so on.
         graph: of the quantized bundle, that read it.
         tokens: how many were predicted.
         perplexity_before, perplexity: of the bundle in floats, and of the quantized one.
@@ -58,7 +58,8 @@ class Way:
 
     @property
     def name(self) -> str:
-        return f"{self.text}, {self.cache} in the cache"
+        after = "nothing in the cache" if self.cache == "nothing" else f"after {self.cache}"
+        return f"{self.text}, {after}"
 
 
 @dataclass(frozen=True)
