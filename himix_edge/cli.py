@@ -299,6 +299,13 @@ def quantize(
             autocompletion=offering("32", "64", "128"),
         ),
     ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Bits a weight, scales counted, that int4 layers may take on average on a CPU: "
+            "more than 5.2 puts those that lose most into 8 bits; by default none are."
+        ),
+    ] = None,
     head: Annotated[
         str | None,
         typer.Option(
@@ -352,7 +359,7 @@ def quantize(
     from himix_edge.export.quantized_bundle import quantize_bundle
     from himix_edge.export.recipes import WeightChoice
 
-    choice = WeightChoice(vision, decoder, block_size, method, head, prefill)
+    choice = WeightChoice(vision, decoder, block_size, method, head, prefill, bits)
     with progress.phases(f"Quantizing {bundle}") as report:
         manifest = quantize_bundle(
             bundle,

@@ -56,6 +56,11 @@ class Blocks:
         """N, the outputs."""
         return int(self.packed.shape[0])
 
+    @property
+    def stored_bits(self) -> int:
+        """Of codes, scales and zero points together."""
+        return 8 * (self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes)
+
     def dequantized(self) -> Floats:
         """The matrix [K, N] that the codes stand for."""
         columns, blocks = self.scales.shape

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from himix_edge.errors import ConfigError, ExportError, closest
 from himix_edge.export import int8
-from himix_edge.export.blocks import Bits, Blocks, gptq, rtn
+from himix_edge.export.blocks import Bits, Blocks, Floats, gptq, rtn
 from himix_edge.export.calibration import Feeds, View, magnitudes, products_and_inflows
 from himix_edge.export.dialects import ORT_DOMAIN
 from himix_edge.export.int8 import replace_products
@@ -51,7 +51,7 @@ METHODS: tuple[Method, ...] = ("rtn", "gptq")
 BLOCK_SIZES = (32, 64, 128)
 FINE_BLOCKS = 32
 GENTLE = Strength(0.3, 0.0)  # of channels before they are rounded to 4 bits
-WORST_SHARE = 0.06  # of an int8 decoder's weights, that may be in blocks: 2.5 times as slow there
+WORST_SHARE = 0.12  # of an int8 decoder's weights, that may be in blocks: 2.5 times as slow there
 TOLERABLE_ROUNDING = 1e-4  # of a product's input in int8, squared: one percent
 
 Progress: TypeAlias = Callable[[float], None]  # the part of the weights, 0..1, that is done
@@ -67,17 +67,28 @@ class DecoderQuantization:
         method: of the layers: "rtn", rounding to nearest, or "gptq", which needs calibration
             inputs.
         head: of the head and the embedding.
+        bits: a weight, scales and zero points counted, that int4 layers may take on average: what
+            is left of them goes to the layers that lose most in 4 bits, which are in 8. None is
+            4 bits for all.
     """
 
     weights: WeightType = "int4"
     block_size: int = 32
     method: Method = "rtn"
     head: WeightType = "int8"
+    bits: float | None = None
 
     def __post_init__(self) -> None:
         for weights in (self.weights, self.head):
             if weights not in BITS:
                 raise ConfigError(f"no weights of type {weights!r}", fix=closest(weights, BITS))
+        if self.bits is not None and (self.weights, self.method) != ("int4", "gptq"):
+            raise ConfigError(
+                "bits means nothing here",
+                expected="an int4 decoder by gptq, whose inputs say which layers lose most",
+                found=f"{self.weights}, {self.method}",
+                fix="leave it out",
+            )
         if self.method not in METHODS:
             raise ConfigError(
                 f"no quantization method {self.method!r}", fix=closest(str(self.method), METHODS)
@@ -108,7 +119,7 @@ def quantized_decoder(
         calibration: inputs of the graph, for int8 and "gptq"; without them int8 is not smoothed.
 
     Raises:
-        ConfigError: calibration inputs are missing.
+        ConfigError: calibration inputs are missing, or fewer bits than 4-bit weights take.
         ExportError: a graph without weight matrices or not in fp32, a weight that is not finite.
         OSError: the files can't be written.
     """
@@ -201,12 +212,54 @@ def _int4_layers(
         return
     sizes = magnitudes(source, list(smoothed_inputs(layers)), calibration)
     views = smooth(layers, sizes, GENTLE)
+    blocks: dict[str, Blocks] = {}
+    lost: dict[str, float] = {}
     flows = products_and_inflows(source, layers, calibration, views)
     for done, (product, inflow) in enumerate(flows, 1):
+        name, matrix = str(product.weight.name), product.matrix()
         with named(product.weight):
-            blocks = gptq(product.matrix(), inflow.hessian, 4, how.block_size)
-        replace_product(graph, product, blocks)
+            blocks[name] = gptq(matrix, inflow.hessian, 4, how.block_size)
+        if how.bits is not None:
+            lost[name] = _lost(matrix, blocks[name], inflow.hessian)
         progress(done)
+    wide = _widened(layers, blocks, lost, how.bits) if how.bits is not None else []
+    for product in layers:
+        name = str(product.weight.name)
+        found = _rounded(product, 8, how.block_size) if product in wide else blocks[name]
+        replace_product(graph, product, found)
+
+
+def _lost(matrix: Floats, blocks: Blocks, hessian: Floats) -> float:
+    """The squared error of a product over its square, on what came in."""
+    error = blocks.dequantized() - matrix
+    return float(np.vdot(error, hessian @ error) / max(np.vdot(matrix, hessian @ matrix), 1e-30))
+
+
+def _widened(
+    layers: Sequence[Product],
+    blocks: Mapping[str, Blocks],
+    lost: Mapping[str, float],
+    bits: float,
+) -> list[Product]:
+    """Those that 8 bits help most for the room they take, as many as there is room for."""
+    taken = sum(one.stored_bits for one in blocks.values())
+    weights = sum(map(_size, layers))
+    room = bits * weights - taken
+    if room < 0:
+        raise ConfigError(
+            "bits is too small",
+            expected=f"{taken / weights:.2f} or more, which 4-bit weights take with their scales",
+            found=f"{bits:g}",
+            fix="add larger blocks, or allow more bits",
+        )
+    wide = []
+    for product in sorted(layers, key=lambda p: -lost[str(p.weight.name)] / _size(p)):
+        four = blocks[str(product.weight.name)]
+        more = 8 * (four.packed.nbytes + four.zero_points.nbytes)  # both twice as large
+        if more <= room:
+            wide.append(product)
+            room -= more
+    return wide
 
 
 def _rounded(product: Product, bits: Bits, block_size: int) -> Blocks:

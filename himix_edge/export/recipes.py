@@ -42,6 +42,8 @@ class WeightChoice:
             Runtime, and rtn for TensorRT.
         head: "int8" or "int4", of an int8 or int4 decoder's head and embedding in ONNX Runtime;
             None is int8.
+        bits: a weight that an int4 decoder's layers may take on average in ONNX Runtime, scales
+            counted; None is 4 and the scales.
         prefill: "int8" for a second copy of an int4 decoder's layers, with which prompts are read.
     """
 
@@ -51,6 +53,7 @@ class WeightChoice:
     method: str | None = None
     head: str | None = None
     prefill: str | None = None
+    bits: float | None = None
 
     def __post_init__(self) -> None:
         if self.vision is None and self.decoder is None:
@@ -67,6 +70,8 @@ class WeightChoice:
             )
         if self.head is not None and self.decoder is None:
             raise ConfigError("the head is the decoder's", fix="add --decoder int4, or int8")
+        if self.bits is not None and self.decoder != "int4":
+            raise ConfigError("bits is for an int4 decoder", fix="add --decoder int4")
         if self.prefill is not None and (self.prefill, self.decoder) != ("int8", "int4"):
             raise ConfigError(
                 "a second copy for prompts means nothing here",
@@ -133,7 +138,7 @@ def _for_onnx_runtime(choice: WeightChoice) -> Recipe:
     size = DecoderQuantization.block_size if choice.block_size is None else choice.block_size
     head = choice.head or DecoderQuantization.head
     method = choice.method or "gptq"
-    how = DecoderQuantization(choice.decoder, size, method, head)  # type: ignore[arg-type]
+    how = DecoderQuantization(choice.decoder, size, method, head, choice.bits)  # type: ignore[arg-type]
     prompts = DecoderQuantization("int8", size, how.method, how.head) if choice.prefill else None
     return Recipe(
         size,
@@ -151,7 +156,7 @@ def _for_tensorrt(choice: WeightChoice, dialect: Dialect) -> Recipe:
 
     The session that measures packs no weights: it would round activations to int8 as well.
     """
-    for option in ("head", "prefill"):
+    for option in ("head", "prefill", "bits"):
         if getattr(choice, option) is not None:
             raise ConfigError(
                 f"{option} is for ONNX Runtime on a CPU", fix="leave it out, or export --target cpu"

@@ -52,7 +52,7 @@ class Rotation(NamedTuple):
     def rows(self, x: Floats) -> Floats:
         """x R, of x [..., h]."""
         square = x.reshape(*x.shape[:-1], len(self.left), len(self.right))
-        rotated: Floats = np.asarray(self.left.T @ square @ self.right, np.float32)
+        rotated = np.asarray(self.left.T @ square @ self.right, np.float32)
         return rotated.reshape(x.shape)
 
     def columns(self, x: Floats) -> Floats:

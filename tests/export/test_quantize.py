@@ -309,6 +309,47 @@ def test_products_that_round_badly_are_in_blocks(
     assert found.count("MatMulNBits") == 1
 
 
+def test_a_budget_of_bits_is_kept_and_used(
+    ort_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]
+) -> None:
+    """Of the layers, with their scales; the more bits, the nearer to float32."""
+    source, target = ort_bundle / DECODER_GRAPH, tmp_path / DECODER_GRAPH
+    fp32 = [said[LOGITS] for said in run(source, *feeds)]
+    weights = 2 * 32 * (64 + 2 * 32 + 64 + 2 * 64 + 64)
+    errors = []
+    for bits in (5.2, 7.0, 9.3):
+        quantized_decoder(source, target, DecoderQuantization("int4", 32, "gptq", bits=bits), feeds)
+        graph = onnx_ir.load(target)
+        products = [node for node in graph.graph if node.op_type == "MatMulNBits"][:-1]
+        taken = sum(
+            8 * value.const_value.nbytes
+            for node in products
+            for value in node.inputs[1:]
+            if value is not None and value.const_value is not None
+        )
+        assert bits - 1.6 < taken / weights <= bits
+        wide = [node for node in products if node.attributes["bits"].as_int() == 8]
+        assert (len(wide) == 0, len(wide) == 8) == (bits == 5.2, bits == 9.3)
+        errors.append(
+            np.mean(
+                [
+                    np.linalg.norm(said[LOGITS] - logits) / np.linalg.norm(logits)
+                    for said, logits in zip(run(target, *feeds), fp32, strict=True)
+                ]
+            )
+        )
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_bits_that_can_t_be_kept(ort_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]) -> None:
+    how = DecoderQuantization("int4", 32, "gptq", bits=4.5)
+    with pytest.raises(ConfigError, match=r"bits is too small: expected 5\.[12]\d or more"):
+        quantized_decoder(ort_bundle / DECODER_GRAPH, tmp_path / DECODER_GRAPH, how, feeds)
+    for weights, method in (("int8", "gptq"), ("int4", "rtn")):
+        with pytest.raises(ConfigError, match="bits means nothing here"):
+            DecoderQuantization(weights, 32, method, bits=6)  # type: ignore[arg-type]
+
+
 def test_what_stood_there_is_replaced(ort_bundle: Path, tmp_path: Path) -> None:
     def written() -> dict[str, bytes]:
         how = DecoderQuantization()

@@ -135,6 +135,7 @@ def test_a_portable_bundle_stays_one(half_bundle: Path, tmp_path: Path) -> None:
         (WeightChoice(decoder="int8", block_size=64), "block_size means nothing here"),
         (WeightChoice(decoder="int8", head="int4"), "head is for ONNX Runtime on a CPU.*cpu"),
         (WeightChoice(decoder="int4", prefill="int8"), "prefill is for ONNX Runtime on a CPU"),
+        (WeightChoice(decoder="int4", bits=6), "bits is for ONNX Runtime on a CPU"),
     ],
 )
 def test_what_a_portable_bundle_refuses(
