@@ -155,7 +155,7 @@ class Quantization:
         head: of the decoder's head and embedding, where they differ from its layers.
         prefill: of the decoder's second copy for prompts; None where there is none.
         block_size: how many weights share a scale; None is all of an output.
-        method: how the decoder's weights were rounded: "rtn" or "gptq", or "smoothed" before.
+        method: how the decoder's weights were rounded: "rtn" or "gptq".
         cost: against the bundle it was made from: figures by name.
     """
 

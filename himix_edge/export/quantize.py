@@ -250,7 +250,7 @@ def _widened(
             "bits is too small",
             expected=f"{taken / weights:.2f} or more, which 4-bit weights take with their scales",
             found=f"{bits:g}",
-            fix="add larger blocks, or allow more bits",
+            fix="allow more bits, or use larger blocks: --block-size 64",
         )
     wide = []
     for product in sorted(layers, key=lambda p: -lost[str(p.weight.name)] / _size(p)):

@@ -317,7 +317,7 @@ def test_a_budget_of_bits_is_kept_and_used(
     fp32 = [said[LOGITS] for said in run(source, *feeds)]
     weights = 2 * 32 * (64 + 2 * 32 + 64 + 2 * 64 + 64)
     errors = []
-    for bits in (5.2, 7.0, 9.3):
+    for bits in (5.3, 7.0, 9.6):
         quantized_decoder(source, target, DecoderQuantization("int4", 32, "gptq", bits=bits), feeds)
         graph = onnx_ir.load(target)
         products = [node for node in graph.graph if node.op_type == "MatMulNBits"][:-1]
@@ -329,7 +329,7 @@ def test_a_budget_of_bits_is_kept_and_used(
         )
         assert bits - 1.6 < taken / weights <= bits
         wide = [node for node in products if node.attributes["bits"].as_int() == 8]
-        assert (len(wide) == 0, len(wide) == 8) == (bits == 5.2, bits == 9.3)
+        assert (len(wide) == 0, len(wide) == 8) == (bits == 5.3, bits == 9.6)
         errors.append(
             np.mean(
                 [
@@ -343,7 +343,7 @@ def test_a_budget_of_bits_is_kept_and_used(
 
 def test_bits_that_can_t_be_kept(ort_bundle: Path, tmp_path: Path, feeds: Sequence[Feeds]) -> None:
     how = DecoderQuantization("int4", 32, "gptq", bits=4.5)
-    with pytest.raises(ConfigError, match=r"bits is too small: expected 5\.[12]\d or more"):
+    with pytest.raises(ConfigError, match=r"bits is too small: expected 5\.\d+ or more"):
         quantized_decoder(ort_bundle / DECODER_GRAPH, tmp_path / DECODER_GRAPH, how, feeds)
     for weights, method in (("int8", "gptq"), ("int4", "rtn")):
         with pytest.raises(ConfigError, match="bits means nothing here"):
