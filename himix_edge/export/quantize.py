@@ -51,7 +51,7 @@ METHODS: tuple[Method, ...] = ("rtn", "gptq")
 BLOCK_SIZES = (32, 64, 128)
 FINE_BLOCKS = 32
 GENTLE = Strength(0.3, 0.0)  # of channels before they are rounded to 4 bits
-WORST_SHARE = 0.12  # of an int8 decoder's weights, that may be in blocks: 2.5 times as slow there
+WORST_SHARE = 0.06  # of an int8 decoder's weights, that may be in blocks: 2.5 times as slow there
 TOLERABLE_ROUNDING = 1e-4  # of a product's input in int8, squared: one percent
 
 Progress: TypeAlias = Callable[[float], None]  # the part of the weights, 0..1, that is done
