@@ -14,7 +14,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from himix_edge.errors import HimixError, OutputError
 from himix_edge.remedies import reason_of, remedy_for, shortage
@@ -50,7 +50,7 @@ def run_command(command: Callable[[], int], *, debug: bool = False) -> int:
             finally:
                 sys.stdout.flush()  # a full disk shows here, or nowhere
     except BrokenPipeError:  # whoever read our output has gone
-        _drop_stdout()
+        _drop(sys.stdout)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -59,7 +59,7 @@ def run_command(command: Callable[[], int], *, debug: bool = False) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        _drop_stdout()
+        _drop(sys.stdout)
         if debug:
             raise
         _say(f"Error: {one_line(error)}")
@@ -90,7 +90,8 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # stderr is full, or closed: nobody listens
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr)
+    _drop(sys.stderr)
 
 
 def prepare_streams() -> None:
@@ -152,13 +153,13 @@ def one_line(error: BaseException) -> str:
     )
 
 
-def _drop_stdout() -> None:
-    """Points stdout to nowhere if it can't be written, so that nothing fails when Python exits."""
+def _drop(stream: TextIO) -> None:
+    """Points a stream to nowhere if it can't be written, so that nothing fails when Python exits."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except (OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

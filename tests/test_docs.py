@@ -83,7 +83,7 @@ def test_the_readme_and_the_library_page_run_from_top_to_bottom(folder: Path) ->
     right = (
         "A large green square, a large orange ring, a small yellow triangle and a large red ring."
     )
-    assert whole.count(right) == 2  # on the command line, and in the app
+    assert whole.count(right) == 3  # on the command line, from the signed bundle, in the app
     assert '"finish_reason": "stop"' in whole
     assert re.search(r"^Four\.?$|^4\.?$", whole, re.MULTILINE)
     assert re.search(r"^One\.$", whole, re.MULTILINE)

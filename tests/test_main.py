@@ -34,7 +34,6 @@ NEED_MORE = {  # than a device has
     "eval of a checkpoint": ["eval", str(PACKAGE / "assets" / "shapes-demo")],
     "flops of a folder": ["flops", "--encoder", "/"],
     "plan of a folder": ["plan", "--device", "cpu", "--encoder", "/"],
-    "run of the demo": ["run", "x", "x"],
 }
 # Whatever imports one of these finds that it isn't installed.
 WITHOUT = """
