@@ -154,7 +154,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _drop(stream: TextIO) -> None:
-    """Points a stream to nowhere if it can't be written, so that nothing fails when Python exits."""
+    """Points a stream to nowhere if it can't be written, so that Python exits in peace."""
     try:
         stream.flush()
     except (OSError, ValueError):
