@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -72,7 +73,7 @@ def _change(body: dict[str, Any], draw: random.Random) -> str:
     elif act == "rename" and isinstance(parent, dict):
         parent[draw.choice(("", "x", "../y", str(key) + "s", "\x00"))] = parent.pop(key)
     else:
-        parent[key] = draw.choice(VALUES)
+        parent[key] = copy.deepcopy(draw.choice(VALUES))
     return f"{act} {key!r}"[:60]
 
 
